@@ -1,0 +1,1 @@
+"""Where results are kept: digests, records, objects, locks and refs."""
