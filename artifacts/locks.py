@@ -1,0 +1,87 @@
+"""Locks that the kernel releases when their holder dies, and scratch directories that vanish with their owner."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+POLL_SECONDS = 0.05
+
+
+@contextmanager
+def exclusive(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Holds the lock file at `path`, against other processes and against other threads of this one.
+
+    Args:
+        path: The lock file; it stays, empty, when nobody holds it (unlinking it would let two hold it).
+        holder: One line that says who holds it, for those who wait.
+        waiting: Called with the holder's line, again and again while somebody else holds the lock; it may raise to
+            give up.
+
+    Raises:
+        OSError: The lock file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while not _try_lock(handle):
+            waiting(os.pread(handle, 4096, 0).decode(errors="replace").strip())
+            time.sleep(POLL_SECONDS)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, holder.encode(), 0)
+        yield
+        os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)  # releases the lock
+
+
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """A new directory below `parent`, removed at the end, or by the next caller if this process dies before.
+
+    Raises:
+        OSError: The directory cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    name = f"{os.getpid()}-{secrets.token_hex(4)}"
+    guard, directory = parent / f"{name}.lock", parent / name
+    handle = os.open(guard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while not _try_lock(handle) or not guard.exists():  # a sweeper saw it in the instant before it was held
+            os.close(handle)
+            handle = os.open(guard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        directory.mkdir()
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        guard.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _sweep(parent: Path) -> None:
+    for guard in parent.glob("*.lock"):
+        try:
+            handle = os.open(guard, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # its owner has just ended
+        try:
+            if _try_lock(handle):
+                shutil.rmtree(guard.with_suffix(""), ignore_errors=True)
+                guard.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,81 @@
+"""A record: the answer to one question, and the question in full.
+
+The question is the key's fields; the answer is the outputs by digest. Everything else (metrics, log, provenance) is
+there for people and may differ between two machines that answered the same question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from artifacts import digest
+from artifacts.errors import StoreError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Content in the store, by what it is."""
+
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a step was asked and what it answered.
+
+    Attributes:
+        fields: The question: `{stage, version, config, inputs, facts, tools}`, all of it in the key.
+        outputs: The answer, by output name.
+        metrics: What the stage measured, plain JSON.
+        provenance: Who made it, when, where and with what: recorded, not keyed.
+        log: What the stage and the libraries under it printed.
+    """
+
+    fields: Mapping[str, Any]
+    outputs: Mapping[str, Blob]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    log: Blob | None = None
+
+    @property
+    def key(self) -> str:
+        """`sha256` of the question, 64 hex digits."""
+        return digest.of_json(self.fields)
+
+    def dumps(self) -> str:
+        """The record as JSON, sealed with a digest of itself so that damage shows."""
+        body = {"format": FORMAT, "key": self.key, **asdict(self)}
+        return json.dumps({**body, "seal": digest.of_json(body)}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def loads(cls, text: str) -> Record:
+        """Reads what `dumps` wrote.
+
+        Raises:
+            StoreError: The text is damaged, or of a newer format.
+        """
+        try:
+            body = json.loads(text)
+            seal = body.pop("seal")
+            if body["format"] > FORMAT:
+                raise StoreError(
+                    f"record format {body['format']} is newer than {FORMAT}, which this trtforge reads",
+                    "upgrade trtforge",
+                )
+            if seal != digest.of_json(body) or body["key"] != digest.of_json(body["fields"]):
+                raise StoreError("its seal does not match its content")
+            return cls(
+                fields=body["fields"],
+                outputs={name: Blob(**blob) for name, blob in body["outputs"].items()},
+                metrics=body["metrics"],
+                provenance=body["provenance"],
+                log=None if body["log"] is None else Blob(**body["log"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"not a record: {error!r}") from error

@@ -1,0 +1,281 @@
+"""The store: immutable objects by content, records by question, refs by name.
+
+```
+<root>/objects/ab/cdef…          content, mode 0444, named by its sha256
+<root>/records/<key>.json        question -> answer
+<root>/refs/plans/…              names for people -> key
+<root>/published/…               directories that were published: plan and manifest
+<root>/damaged/                  what was set aside because its bytes were not what its name says
+<root>/index.sqlite              remembered digests; may be thrown away
+<root>/tmp, <root>/locks
+```
+
+Everything is written aside, synced and renamed: a reader sees the whole or nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts import digest, locks
+from artifacts.errors import StoreError
+from artifacts.memo import Memo
+from artifacts.record import Blob, Record
+
+_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A record whose outputs are all here, byte for byte."""
+
+    record: Record
+
+
+@dataclass(frozen=True)
+class Miss:
+    """No usable answer.
+
+    Attributes:
+        reason: Why, in words; empty when the question was never answered here.
+        damaged: Files whose bytes are not what their names say.
+    """
+
+    reason: str = ""
+    damaged: tuple[Path, ...] = ()
+
+
+class Store:
+    """The store below `root`, made when the first thing is written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._memo: Memo | None = None
+
+    @property
+    def memo(self) -> Memo:
+        """Digests of files, remembered by stat."""
+        if self._memo is None:
+            self._memo = Memo(self.root / "index.sqlite")
+        return self._memo
+
+    # Objects
+
+    def path(self, blob: Blob) -> Path:
+        """Where the content of `blob` lies."""
+        return self.root / "objects" / blob.digest[:2] / blob.digest[2:]
+
+    def problem(self, blob: Blob) -> str:
+        """What is wrong with the object of `blob`: gone, of another size, of other content; empty if nothing is."""
+        path = self.path(blob)
+        try:
+            size = path.stat().st_size
+            if size != blob.bytes:
+                return f"object {blob.digest} is damaged: {size} bytes, not {blob.bytes}"
+            if self.memo.digest(path) != blob.digest:
+                return f"object {blob.digest} is damaged: its content has another digest"
+        except FileNotFoundError:
+            return f"object {blob.digest} is gone"
+        except OSError as error:
+            return f"object {blob.digest} cannot be read: {error.strerror}"
+        return ""
+
+    def add(self, source: Path) -> Blob:
+        """Takes the file at `source`, which lies on the store's file system, as an object.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing():
+            blob = Blob(digest.of_file(source), source.stat().st_size)
+            target = self.path(blob)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.chmod(0o444)
+            _sync(source)
+            source.replace(target)  # the same bytes may be there already: then nothing changes, and damage is mended
+            _sync(target.parent)
+            return blob
+
+    def set_aside(self, damaged: Path) -> Path:
+        """Moves a damaged file out of the way, kept for a look at it.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing():
+            kept = self.root / "damaged" / damaged.relative_to(self.root).as_posix().replace("/", "-")
+            kept.parent.mkdir(exist_ok=True)
+            damaged.replace(kept)
+            return kept
+
+    # Records
+
+    def lookup(self, key: str) -> Hit | Miss:
+        """The answer to the question with the digest `key`, checked down to the last byte of its outputs."""
+        path = self._record_path(key)
+        try:
+            record = Record.loads(path.read_text())
+        except FileNotFoundError:
+            return Miss()
+        except (StoreError, UnicodeDecodeError) as error:
+            return Miss(f"record {key} is damaged: {error}", (path,))
+        if record.key != key:
+            return Miss(f"record {key} is damaged: it answers {record.key}", (path,))
+        problems = {self.path(blob): reason for blob in record.outputs.values() if (reason := self.problem(blob))}
+        if problems:
+            return Miss("; ".join(problems.values()), tuple(path for path in problems if path.exists()))
+        return Hit(record)
+
+    def put(self, record: Record) -> None:
+        """Keeps `record`, whose outputs and log are objects already.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        self._write(self._record_path(record.key), record.dumps())
+
+    def records(self) -> Iterator[Record]:
+        """Every readable record, in no order; damaged ones are for `lookup` to report."""
+        for path in (self.root / "records").glob("*.json"):
+            try:
+                yield Record.loads(path.read_text())
+            except (StoreError, UnicodeDecodeError, FileNotFoundError):
+                continue
+
+    # Refs
+
+    def set_ref(self, name: str, key: str) -> None:
+        """Lets `name` (`plans/digits/sm_89/rtx-1.7.1.116/int8`) mean `key`.
+
+        Raises:
+            StoreError: The name is not made of plain segments, or the store cannot be written.
+        """
+        if not _REF.fullmatch(name):
+            raise StoreError(
+                f"{name!r} cannot be the name of a ref: letters, digits and ._+@- between slashes are allowed",
+                "rename the model or the flow",
+            )
+        path = self.root / "refs" / name
+        if self.ref(name) != key:
+            self._write(path, key + "\n")
+
+    def ref(self, name: str) -> str | None:
+        """The key that `name` means, None if it means nothing."""
+        try:
+            key = (self.root / "refs" / name).read_text().strip()
+        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+            return None
+        return key if digest.is_digest(key) else None
+
+    def refs(self, prefix: str) -> dict[str, str]:
+        """All refs below `prefix`, name -> key, sorted by name."""
+        base = self.root / "refs"
+        names = sorted(path.relative_to(base).as_posix() for path in (base / prefix).rglob("*") if path.is_file())
+        return {name: key for name in names if (key := self.ref(name))}
+
+    # Published directories
+
+    def publish(self, name: str, key: str, files: Mapping[str, Blob]) -> Path:
+        """Makes `published/<name>` a directory that holds `files` (file name -> content), all at once.
+
+        The name is a link to a directory of its own for each key, so that a reader sees the old one or the new one.
+
+        Returns:
+            The directory's path.
+
+        Raises:
+            StoreError: An object is damaged, or the store cannot be written.
+        """
+        link = self.root / "published" / name
+        directory = self.root / "published" / ".by-key" / key
+        with self._writing():
+            if not self._holds(directory, files):
+                self._fill(directory, files)
+            target = os.path.relpath(directory, link.parent)
+            if not link.is_symlink() or link.readlink() != Path(target):
+                link.parent.mkdir(parents=True, exist_ok=True)
+                with self.scratch() as aside:
+                    (aside / "link").symlink_to(target)
+                    (aside / "link").replace(link)
+                _sync(link.parent)
+        return link
+
+    def _holds(self, directory: Path, files: Mapping[str, Blob]) -> bool:
+        try:
+            return all(self.memo.digest(directory / name) == blob.digest for name, blob in files.items())
+        except FileNotFoundError:
+            return False
+
+    def _fill(self, directory: Path, files: Mapping[str, Blob]) -> None:
+        with self.scratch() as aside:
+            fresh = aside / "directory"
+            fresh.mkdir()
+            for name, blob in files.items():
+                if problem := self.problem(blob):
+                    raise StoreError(problem, "run `trtforge build` again: it rebuilds what is damaged")
+                shutil.copyfile(self.path(blob), fresh / name)
+                _sync(fresh / name)
+            if directory.exists():
+                directory.replace(aside / "old")
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            fresh.replace(directory)
+            _sync(directory.parent)
+
+    # Working on it
+
+    def lock(self, key: str, holder: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
+        """The lock of `key`; see `locks.exclusive`."""
+        return locks.exclusive(self.root / "locks" / f"{key}.lock", holder, waiting)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A directory on the store's file system to write aside in.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing():
+            context = locks.scratch(self.root / "tmp")
+            directory = context.__enter__()
+        try:
+            yield directory
+        finally:
+            context.__exit__(None, None, None)
+
+    def _record_path(self, key: str) -> Path:
+        return self.root / "records" / f"{key}.json"
+
+    def _write(self, path: Path, text: str) -> None:
+        with self._writing(), self.scratch() as aside:
+            fresh = aside / "fresh"
+            fresh.write_text(text)
+            _sync(fresh)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.replace(path)
+            _sync(path.parent)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                advice = "make room, or put the store on another disk: store.root=/path"
+            else:
+                advice = "choose a directory you may write: store.root=/path, or the variable TRTFORGE_STORE"
+            raise StoreError(f"the store {self.root} cannot be written: {error.strerror}", advice) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

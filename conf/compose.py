@@ -1,0 +1,238 @@
+"""Composes a run's config from the YAML groups, the user's own config directories and overrides.
+
+What comes out is plain dataclasses, every stage's config among them: nobody downstream knows of Hydra or OmegaConf.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from conf.errors import ConfigError, suggest
+from conf.schema import Config, Profile, Step, TensorSpec
+from stages import STAGES
+
+PACKAGE = "conf"
+GROUPS = ("model", "flow", "targets", "backend", "store")
+
+_OPEN = re.compile(r"(model\.(dims|profiles|inputs)|steps)\.")
+"""Mappings whose keys the user invents, or whose entries are checked afterwards: an override may add to them without
+Hydra's `+`."""
+
+
+def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> Config:
+    """The config of one run.
+
+    Args:
+        overrides: Hydra's: `flow=fp16 targets=[l4] steps.build.config.optimization_level=5`.
+        config_dirs: Directories of the user's own groups, beside the shipped ones.
+
+    Raises:
+        ConfigError: Anything is wrong with it.
+    """
+    register()
+    parsed = _parse(overrides)
+    search = [_own_directory(path) for path in config_dirs]
+    with _plain_errors(search), initialize_config_module(PACKAGE, version_base="1.3"):
+        composed = hydra_compose(
+            "config", [*_search_path(parsed, search), *map(_opened, parsed)], return_hydra_config=True
+        )
+    choices = composed.hydra.runtime.choices
+    with _plain_errors():
+        return _typed(composed, flow=str(choices.flow))
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of a sweep over overrides: `flow=fp16,int8 targets=[l4],[a10]` gives four.
+
+    Raises:
+        ConfigError: An override cannot be parsed.
+    """
+    choices = []
+    for override in _parse(overrides):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([cast(str, override.input_line)])
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def register() -> None:
+    """Tells Hydra the schema, and OmegaConf the resolver `${package:conf}` (the directory of an installed package)."""
+    ConfigStore.instance().store(name="schema", node=_schema())
+    if not OmegaConf.has_resolver("package"):
+        OmegaConf.register_new_resolver("package", _package_directory)
+
+
+def _schema() -> DictConfig:
+    schema = cast(DictConfig, OmegaConf.structured(Config))
+    OmegaConf.set_readonly(schema.gates, False)  # a frozen dataclass is, and its values are still to come
+    return schema
+
+
+def _package_directory(name: str) -> str:
+    from importlib.util import find_spec
+
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"${{package:{name}}}: no package of that name is installed")
+    return str(spec.submodule_search_locations[0])
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_overrides(overrides=list(overrides))
+    except HydraException as error:
+        raise ConfigError(
+            _first_line(error),
+            "an override is key=value; quote values that hold = ( ) or , : \"model.path='a=b.onnx'\"",
+        ) from error
+
+
+def _opened(override: Override) -> str:
+    line = cast(str, override.input_line)
+    return f"++{line}" if line[0] not in "+~" and _OPEN.match(line) else line
+
+
+def _own_directory(path: Path) -> str:
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such config directory", "give an existing one: --config-dir DIR")
+    shipped = Path(_package_directory(PACKAGE))
+    for group in GROUPS:
+        for own in sorted((path / group).glob("*.yaml")):
+            if (shipped / group / own.name).exists():
+                raise ConfigError(
+                    f"{own}: trtforge ships a {group} of this name, which would be taken instead",
+                    f"rename the file, and choose it with {group}=NEW_NAME",
+                )
+    return f"file://{path.absolute()}"
+
+
+def _search_path(overrides: list[Override], own: list[str]) -> list[str]:
+    for override in overrides:
+        if override.key_or_group == "hydra.searchpath":
+            _check_search_path(override)
+            if own:
+                raise ConfigError("hydra.searchpath and --config-dir are both given", "use one of the two")
+    return [f"hydra.searchpath=[{','.join(own)}]"] if own else []
+
+
+def _check_search_path(override: Override) -> None:
+    # Hydra says nothing about a directory that is not there; the group chosen from it is then "not found".
+    for entry in cast("list[str]", override.value()):
+        if str(entry).startswith("file://"):
+            _own_directory(Path(str(entry)[len("file://") :]))
+
+
+def _typed(composed: DictConfig, flow: str) -> Config:
+    with open_dict(composed):
+        del composed["hydra"]
+        composed.flow = flow
+    # Once more against the schema: `+key=value` adds what the schema does not know.
+    strict = cast(DictConfig, OmegaConf.merge(_schema(), OmegaConf.to_container(composed)))
+    if strict.model.name is None:
+        strict.model.name = _name_of(strict.model)
+    _check_entries(strict)
+    missing = sorted(OmegaConf.missing_keys(strict))
+    if missing:
+        raise ConfigError(f"not given: {', '.join(missing)}", f"say what: {missing[0]}=…")
+    return cast(Config, OmegaConf.to_object(strict))
+
+
+def _name_of(model: DictConfig) -> str:
+    if model.path:
+        return Path(model.path).stem
+    return str(model.entry_point or "model").partition(":")[0].rpartition(".")[2]
+
+
+def _check_entries(composed: DictConfig) -> None:
+    """Holds every entry of the open mappings against its dataclass."""
+    model = composed.model
+    for name in model.inputs:
+        model.inputs[name] = _checked(TensorSpec, model.inputs, name, "model.inputs")
+    for profile, shapes in model.profiles.items():
+        for name in shapes:
+            shapes[name] = _checked(Profile, shapes, name, f"model.profiles.{profile}")
+    for name in composed.steps:
+        if "stage" not in composed.steps[name]:
+            others = [other for other in composed.steps if other != name]
+            raise ConfigError(f"steps.{name}: the flow has no such step", suggest(name, others))
+        composed.steps[name] = _checked(Step, composed.steps, name, "steps")
+        step = composed.steps[name]  # OmegaConf keeps a copy of what it is given
+        if step.stage not in STAGES:
+            raise ConfigError(f"steps.{name}.stage: there is no stage {step.stage!r}", suggest(step.stage, STAGES))
+        step.config = _checked(STAGES[step.stage].config, step, "config", f"steps.{name}")
+
+
+def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any:
+    # Interpolations see the whole config, so they are resolved before the node leaves it.
+    given = OmegaConf.to_container(parent, resolve=True, throw_on_missing=False)[key]  # type: ignore[call-overload,index]
+    typed = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(typed, False)  # a frozen dataclass is, and its values are still to come
+    try:
+        return OmegaConf.merge(typed, given)
+    except ConfigKeyError as error:
+        wrong = str(error.key)
+        raise ConfigError(
+            f"{where}.{key}.{wrong}: there is no such option", suggest(wrong, [field.name for field in fields(schema)])
+        ) from error
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        name = getattr(error, "full_key", "")
+        raise ConfigError(f"{where}.{key}{f'.{name}' if name else ''}: {_first_line(error)}") from error
+
+
+@contextmanager
+def _plain_errors(search: Sequence[str] = ()) -> Iterator[None]:
+    try:
+        yield
+    except MissingConfigException as error:
+        raise _unknown_choice(error, search) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _wrong_value(error) from error
+    except YAMLError as error:
+        raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _unknown_choice(error: MissingConfigException, search: Sequence[str]) -> ConfigError:
+    group, _, name = str(error.missing_cfg_file or "").rpartition("/")
+    if group not in GROUPS:
+        return ConfigError(_first_line(error), suggest(name, GROUPS))
+    directories = [Path(_package_directory(PACKAGE)), *(Path(entry.removeprefix("file://")) for entry in search)]
+    options = [path.stem for directory in directories for path in (directory / group).glob("*.yaml")]
+    return ConfigError(f"{group}={name}: there is no {group} {name!r}", suggest(name, options))
+
+
+def _wrong_value(error: Exception) -> ConfigError:
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    what = _first_line(error)
+    if not isinstance(cause, OmegaConfBaseException):
+        return ConfigError(what)
+    if cause is not error:
+        what = f"{what.rstrip('.')}: {_first_line(cause)}"
+    elif cause.full_key and cause.full_key not in what:
+        what = f"{cause.full_key}: {what}"
+    known = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
+    if isinstance(cause, (ConfigKeyError, AttributeError)) and known:
+        return ConfigError(what, suggest(str(cause.key), known))
+    return ConfigError(what)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,179 @@
+"""The dataclasses behind the YAML: a wrong key or type fails while the config is composed.
+
+The field names are what a user types: `model.dims.batch=[1,8,32]`, `steps.build.config.optimization_level=5`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+from stages.gates import Gates
+
+# A mapping whose values are dataclasses says so in a comment: an override cannot add a whole entry to one that says it
+# in its type. `conf.compose` holds each entry against its dataclass.
+# OmegaConf reads these annotations at run time, and 2.3 knows Optional[X] everywhere but X | None only in places.
+# ruff: noqa: UP045
+
+
+class Source(str, Enum):
+    """Where a model comes from."""
+
+    onnx = "onnx"
+    torch = "torch"
+
+
+class Runner(str, Enum):
+    """What runs the steps."""
+
+    prefect = "prefect"
+    local = "local"
+
+
+@dataclass
+class Profile:
+    """The shapes of one input: smallest, the one to optimize for, largest."""
+
+    min: list[int] = MISSING
+    opt: list[int] = MISSING
+    max: list[int] = MISSING
+
+
+@dataclass
+class TensorSpec:
+    """An input of a torch module: dims are numbers or names of `model.dims`; dtype in numpy's words."""
+
+    shape: list[Any] = MISSING
+    dtype: str = "float32"
+
+
+@dataclass
+class Calibration:
+    """Batches to calibrate with: a .npz or .npy file, or a directory of them; axis 0 is the sample axis.
+
+    Attributes:
+        path: The file or directory; null: the model has none.
+        batch_size: Samples per run; null: each file is one batch.
+        max_samples: Use only the first so many; null: all.
+    """
+
+    path: Optional[str] = None
+    batch_size: Optional[int] = None
+    max_samples: Optional[int] = None
+
+
+@dataclass
+class Holdout:
+    """Held-out inputs to validate with, in the same form as calibration batches.
+
+    Attributes:
+        path: The file or directory; null: inputs are generated within the profiles.
+        labels: Name of the array that holds the labels; null: there are none.
+    """
+
+    path: Optional[str] = None
+    labels: Optional[str] = None
+
+
+@dataclass
+class Model:
+    """A model: where it comes from, the shapes it is used with, and the data to judge it by.
+
+    Attributes:
+        name: What people call it, in refs and reports; null: the stem of its path.
+        source: `onnx` or `torch`.
+        path: The ONNX file.
+        entry_point: `package.module:callable` that returns the torch module.
+        weights: A safetensors file or state dict, handed to the entry point.
+        inputs: The torch module's inputs, in order.
+        profiles: Shapes by profile and input; one profile named `default` is enough.
+        dims: The short form for dims that have names: `[min, opt, max]`, or one number.
+        calibration: Batches for INT8.
+        holdout: Inputs for validation.
+        plugins: Plugin libraries.
+    """
+
+    name: Optional[str] = None
+    source: Source = Source.onnx
+    path: Optional[str] = None
+    entry_point: Optional[str] = None
+    weights: Optional[str] = None
+    inputs: dict[str, Any] = field(default_factory=dict)  # name -> TensorSpec
+    profiles: dict[str, Any] = field(default_factory=dict)  # name -> input -> Profile
+    dims: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    holdout: Holdout = field(default_factory=Holdout)
+    plugins: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Step:
+    """One step of a flow.
+
+    Attributes:
+        stage: Name of the stage.
+        inputs: The stage's inputs by name: `<step>.<output>`, or `model.<onnx|weights|source|calibration|holdout>`.
+        config: The stage's own config; checked against the stage's dataclass.
+        time_limit_s: The step is stopped and failed after so many seconds. Not part of the key.
+    """
+
+    stage: str = MISSING
+    inputs: dict[str, str] = field(default_factory=dict)
+    config: Any = field(default_factory=dict)
+    time_limit_s: float = 3600.0
+
+
+@dataclass
+class Target:
+    """One kind of GPU.
+
+    Attributes:
+        name: What `targets=[…]` calls it.
+        gpu: The GPU's name as the driver reports it.
+        compute_capability: Such as "8.9"; "local": ask the machine.
+        backend: The backend to build with; null: the run's.
+    """
+
+    name: str = MISSING
+    gpu: str = MISSING
+    compute_capability: str = MISSING
+    backend: Optional[str] = None
+
+
+@dataclass
+class Backend:
+    """The library that builds: `tensorrt_rtx` or `tensorrt`."""
+
+    name: str = MISSING
+
+
+@dataclass
+class StoreConfig:
+    """Where results are kept.
+
+    Attributes:
+        root: The store's directory.
+        remote: Any fsspec URL, read through and written through.
+        budget: Size that gc keeps the store below, such as `50GiB`.
+    """
+
+    root: str = MISSING
+    remote: Optional[str] = None
+    budget: Optional[str] = None
+
+
+@dataclass
+class Config:
+    """A whole run, composed."""
+
+    model: Model = field(default_factory=Model)
+    steps: dict[str, Any] = field(default_factory=dict)  # name -> Step
+    gates: Gates = field(default_factory=Gates)
+    targets: dict[str, Target] = field(default_factory=dict)
+    backend: Backend = field(default_factory=Backend)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    runner: Runner = Runner.prefect
+    flow: str = ""

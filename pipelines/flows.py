@@ -1,0 +1,116 @@
+"""The Prefect flow: one flow run per build that has work to do, one task run per step.
+
+The store is the one authority on what is cached: Prefect's own cache is off, and a hit shows as a state named `Cached`.
+Only this module imports Prefect, and nobody imports this module while nothing has to run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+OFFLINE = {
+    # Client and server each have a switch of their own: DO_NOT_TRACK alone does not stop the server.
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The temporary server took 13.8 to 18.2 s on a fresh database; Prefect gives up after 20 s by default.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Steps are told on stderr by `pipelines.reporting`; Prefect's own lines go to its API.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_CLI_PROMPT": "false",
+}
+"""Defaults for Prefect's settings; a variable that the user has set wins."""
+
+for _name, _value in OFFLINE.items():
+    os.environ.setdefault(_name, _value)
+
+from prefect import flow, task  # noqa: E402 - the settings above are read on import
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.futures import PrefectFuture  # noqa: E402
+from prefect.states import Completed, Failed, State  # noqa: E402
+from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+
+from pipelines import schedule  # noqa: E402
+from pipelines.errors import Exit  # noqa: E402
+from pipelines.execute import Outcome  # noqa: E402
+from pipelines.reporting import Lines, Reporter  # noqa: E402
+from pipelines.session import Session, open_session  # noqa: E402
+
+_prepared: ContextVar[tuple[Session, Reporter] | None] = ContextVar("prepared", default=None)
+
+
+def run_with_prefect(
+    session: Session, reporter: Reporter, overrides: Sequence[str], config_dirs: Sequence[Path]
+) -> None:
+    """Runs a session that is planned already as one flow run.
+
+    Raises:
+        InterruptedBuildError: The user asked to stop.
+    """
+    token = _prepared.set((session, reporter))
+    try:
+        named = build.with_options(flow_run_name=f"{session.config.model.name}-{session.config.flow}")
+        named(list(overrides), [str(path) for path in config_dirs], return_state=True)
+    finally:
+        _prepared.reset(token)
+    schedule.raise_bugs(session)
+
+
+@task(name="step", task_run_name="{node}", cache_policy=NO_CACHE, persist_result=False)
+def step(node: str) -> Any:
+    """One node of the step graph; `node` is its id, such as `build[l4]`."""
+    prepared = _prepared.get()
+    assert prepared is not None, "a step runs inside a flow run only"  # noqa: S101
+    session, reporter = prepared
+    chosen = next(candidate for candidate in session.nodes if candidate.id == node)
+    return _state(schedule.work(session, chosen, reporter))
+
+
+@flow(
+    name="trtforge-build",
+    task_runner=ThreadPoolTaskRunner(max_workers=schedule.AT_ONCE),  # type: ignore[arg-type]
+    persist_result=False,
+)
+def build(overrides: list[str], config_dirs: list[str] | None = None) -> Any:
+    """Brings a flow's outputs up to date, as `trtforge build` does.
+
+    Args:
+        overrides: Hydra overrides, such as `["flow=int8", "targets=[l4]"]`.
+        config_dirs: Directories of own config groups.
+    """
+    prepared = _prepared.get()
+    if prepared is None:
+        prepared = (open_session(overrides, [Path(path) for path in config_dirs or []], _silent), Lines())
+        _prepared.set(prepared)
+    session, reporter = prepared
+    futures: dict[str, PrefectFuture[Any]] = {}
+
+    def submit(node: Any) -> PrefectFuture[Any]:
+        futures[node.id] = step.submit(node.id, wait_for=[futures[name] for name in node.before if name in futures])
+        return futures[node.id]
+
+    schedule.run(session, reporter, submit)
+    session.settle()
+    return _verdict(session)
+
+
+def _state(outcome: Outcome) -> State[Any]:
+    if outcome.record is None:
+        return Failed(message=outcome.error)
+    outputs = {name: blob.digest for name, blob in outcome.record.outputs.items()}
+    reference = {"key": outcome.key, "outputs": outputs}
+    name = "Cached" if outcome.state == "cached" else "Completed"
+    return Completed(name=name, message=outcome.key, data=reference)
+
+
+def _verdict(session: Session) -> State[Any]:
+    if session.exit is Exit.DONE:
+        return Completed(message="all plans are up to date")
+    bad = [name for name, o in session.outcomes.items() if o.state in ("failed", "skipped") or session.refusals(o)]
+    return Failed(message=f"not up to date: {', '.join(bad)}")
+
+
+def _silent(phase: str, fraction: float | None) -> None: ...

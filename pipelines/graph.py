@@ -1,0 +1,150 @@
+"""The step graph of a run: a flow's steps, once for each target where a step depends on the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conf.errors import ConfigError, suggest
+from conf.schema import Config, Step
+from pipelines.sources import Files
+from pipelines.targets import BuildTarget
+from stages import STAGES
+from stages.stage import Stage
+
+MODEL = "model"
+MODEL_INPUTS = ("onnx", "weights", "source", "calibration", "holdout")
+
+Upstream = tuple[str, str]
+"""(id of a node, name of its output)"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A step, for one target where it depends on the target.
+
+    Attributes:
+        step: The step's name in the flow.
+        stage: What it runs.
+        config: The stage's config.
+        target: None for a step that all targets share.
+        upstream: Inputs that other nodes make.
+        files: Inputs that are the model's own files.
+        time_limit_s: The step is stopped after so many seconds.
+    """
+
+    step: str
+    stage: Stage[Any]
+    config: Any
+    target: BuildTarget | None = None
+    upstream: Mapping[str, Upstream] = field(default_factory=dict)
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    time_limit_s: float = 3600.0
+
+    @property
+    def id(self) -> str:
+        """`surgery`, or `build[l4]`."""
+        return self.step if self.target is None else f"{self.step}[{self.target.name}]"
+
+    @property
+    def before(self) -> set[str]:
+        """The nodes that must be done first."""
+        return {node for node, _ in self.upstream.values()}
+
+
+def is_per_target(config: Config) -> dict[str, bool]:
+    """Which steps of the flow run once per target: those whose stage depends on the target, and all after them."""
+    found: dict[str, bool] = {}
+    for name in _ordered(config):
+        step = config.steps[name]
+        before = (text.partition(".")[0] for text in step.inputs.values())
+        found[name] = STAGES[step.stage].per_target or any(found.get(other, False) for other in before)
+    return found
+
+
+def needs_fact(config: Config, fact: str) -> bool:
+    """Whether any step's stage depends on `fact`."""
+    return any(fact in STAGES[step.stage].facts for step in config.steps.values())
+
+
+def expand(config: Config, targets: Sequence[BuildTarget], files: Files) -> list[Node]:
+    """The nodes of the run, each after all that it depends on; shared steps first.
+
+    Raises:
+        ConfigError: A step names an input, an output or another step that is not there, or the steps form a circle.
+    """
+    per_target = is_per_target(config)
+    order = _ordered(config)
+    shared = [_node(config, name, None, files, per_target) for name in order if not per_target[name]]
+    single = [_node(config, name, target, files, per_target) for name in order if per_target[name] for target in targets]
+    return shared + single
+
+
+def _ordered(config: Config) -> list[str]:
+    steps = config.steps
+    if not steps:
+        raise ConfigError("the flow has no steps", "choose one: flow=int8")
+    for name, step in steps.items():
+        _check_inputs(name, step, steps)
+    done: dict[str, None] = {}
+    while len(done) < len(steps):
+        ready = [name for name, step in steps.items() if name not in done and _before(step) <= done.keys()]
+        if not ready:
+            rest = ", ".join(sorted(steps.keys() - done.keys()))
+            raise ConfigError(f"the steps {rest} wait for one another", "break the circle in steps.*.inputs")
+        done.update(dict.fromkeys(ready))
+    return list(done)
+
+
+def _before(step: Step) -> set[str]:
+    return {text.partition(".")[0] for text in step.inputs.values()} - {MODEL}
+
+
+def _check_inputs(name: str, step: Step, steps: Mapping[str, Step]) -> None:
+    stage = STAGES[step.stage]
+    where = f"steps.{name}.inputs"
+    if name == MODEL:
+        raise ConfigError("a step cannot be called model", "rename it: its outputs would hide the model's files")
+    for given in step.inputs.keys() - {*stage.inputs, *stage.optional}:
+        raise ConfigError(
+            f"{where}.{given}: stage {step.stage} has no such input", suggest(given, (*stage.inputs, *stage.optional))
+        )
+    for missing in set(stage.inputs) - step.inputs.keys():
+        raise ConfigError(f"{where}: stage {step.stage} needs the input {missing}", f"give it: {where}.{missing}=STEP.OUTPUT")
+    for given, text in step.inputs.items():
+        _check_reference(f"{where}.{given}={text}", text, steps)
+
+
+def _check_reference(where: str, text: str, steps: Mapping[str, Step]) -> None:
+    source, _, output = text.partition(".")
+    if source == MODEL:
+        allowed: Iterable[str] = MODEL_INPUTS
+    elif source in steps:
+        allowed = STAGES[steps[source].stage].outputs
+    else:
+        raise ConfigError(f"{where}: there is no step {source!r}", suggest(source, [*steps, MODEL]))
+    if output not in allowed:
+        raise ConfigError(f"{where}: {source} has no output {output!r}", suggest(output, allowed))
+
+
+def _node(
+    config: Config, name: str, target: BuildTarget | None, files: Files, per_target: Mapping[str, bool]
+) -> Node:
+    step = config.steps[name]
+    stage = STAGES[step.stage]
+    upstream: dict[str, Upstream] = {}
+    own: dict[str, Sequence[Path]] = {}
+    for given, text in sorted(step.inputs.items()):
+        source, _, output = text.partition(".")
+        if source != MODEL:
+            upstream[given] = (f"{source}[{target.name}]" if target and per_target[source] else source, output)
+        elif output in files:
+            own[given] = files[output]
+        elif given in stage.inputs:
+            raise ConfigError(
+                f"flow {config.flow}: step {name} needs model.{output}, and model {config.model.name} has none",
+                f"give it: model.{output}.path=PATH" if output in ("calibration", "holdout") else f"give model.{output}",
+            )
+    return Node(name, stage, step.config, target, upstream, own, step.time_limit_s)

@@ -1,0 +1,111 @@
+"""What people see while a run goes on: a live bar per running step on a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from pipelines.execute import Outcome
+
+
+class Reporter(Protocol):
+    """Told what happens, from any thread."""
+
+    def started(self, name: str) -> None:
+        """A step begins."""
+
+    def progressed(self, name: str, phase: str, fraction: float | None) -> None:
+        """A step is at `phase`, of which `fraction` (0 to 1) is done."""
+
+    def finished(self, outcome: Outcome) -> None:
+        """A step has ended."""
+
+    def close(self) -> None:
+        """The run is over; the terminal is as it was."""
+
+
+class Quiet:
+    """Says nothing."""
+
+    def started(self, name: str) -> None: ...
+    def progressed(self, name: str, phase: str, fraction: float | None) -> None: ...
+    def finished(self, outcome: Outcome) -> None: ...
+    def close(self) -> None: ...
+
+
+class Lines:
+    """A line when a step begins and one when it ends, on stderr: for logs."""
+
+    def started(self, name: str) -> None:
+        print(f"{name}: started", file=sys.stderr, flush=True)
+
+    def progressed(self, name: str, phase: str, fraction: float | None) -> None: ...
+
+    def finished(self, outcome: Outcome) -> None:
+        print(f"{outcome.node.id}: {summary(outcome)}", file=sys.stderr, flush=True)
+
+    def close(self) -> None: ...
+
+
+class Live:
+    """A bar per running step, on the terminal behind stderr."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[step]:<18}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._progress.start()
+
+    def started(self, name: str) -> None:
+        with self._lock:
+            self._bars[name] = self._progress.add_task("", total=None, step=name)
+
+    def progressed(self, name: str, phase: str, fraction: float | None) -> None:
+        with self._lock:
+            if name in self._bars:
+                total = None if fraction is None else 1.0
+                self._progress.update(self._bars[name], description=phase[:48], total=total, completed=fraction or 0.0)
+
+    def finished(self, outcome: Outcome) -> None:
+        with self._lock:
+            bar = self._bars.pop(outcome.node.id, None)
+            if bar is not None:
+                self._progress.remove_task(bar)
+        self._progress.console.print(f"{outcome.node.id}: {summary(outcome)}", markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def choose(quiet: bool) -> Reporter:
+    """The reporter that fits where stderr goes."""
+    if quiet:
+        return Quiet()
+    return Live() if sys.stderr.isatty() else Lines()
+
+
+def summary(outcome: Outcome) -> str:
+    """`built in 1.2 s`, `cached`, `failed: …`."""
+    match outcome.state:
+        case "built":
+            return f"built in {outcome.seconds:.1f} s"
+        case "failed":
+            return f"failed after {outcome.seconds:.1f} s"
+        case "skipped":
+            return f"skipped: {outcome.reason}"
+        case state:
+            return state
+
+

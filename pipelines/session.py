@@ -1,0 +1,251 @@
+"""A run, planned: its config, its targets, its graph, and how every node stands in the store.
+
+Nothing here imports Prefect, onnx or TensorRT: what is up to date is decided by hashing and looking up alone.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from artifacts.record import Record
+from artifacts.store import Store
+from conf.compose import compose
+from conf.errors import ConfigError
+from conf.schema import Config
+from pipelines import graph, profiles, sources, targets
+from pipelines.errors import Exit
+from pipelines.execute import Outcome, Workshop
+from pipelines.graph import Node
+from pipelines.targets import BuildTarget
+from stages import STAGES
+from stages.gates import failures
+from stages.stage import JSON, Progress
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+@dataclass
+class Session:
+    """One run of one flow for one model.
+
+    Attributes:
+        config: The composed config.
+        targets: The targets; empty for a flow that does not depend on them.
+        nodes: The step graph, each node after all that it depends on.
+        workshop: What executes a node.
+        outcomes: How each node stands, by id.
+        bugs: What was raised where nothing should be.
+    """
+
+    config: Config
+    targets: Sequence[BuildTarget]
+    nodes: Sequence[Node]
+    workshop: Workshop
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    bugs: list[Exception] = field(default_factory=list)
+
+    @property
+    def store(self) -> Store:
+        """Where the run's answers are kept."""
+        return self.workshop.store
+
+    def upstream(self, node: Node) -> dict[str, Record]:
+        """The records of the nodes before `node`, all of which are done."""
+        found = {name: self.outcomes[name].record for name in node.before}
+        return {name: record for name, record in found.items() if record is not None}
+
+    def obstacle(self, node: Node) -> str | None:
+        """Why `node` cannot run although nothing before it is still to come; None where it can."""
+        for name in sorted(node.before):
+            before = self.outcomes[name]
+            if before.state in ("failed", "skipped"):
+                return f"{name} {before.state}"
+            if refusals := self.refusals(before):
+                return f"gate: {'; '.join(refusals)}"
+        return None
+
+    def refusals(self, outcome: Outcome) -> list[str]:
+        """What the flow's gates have against a validated plan; empty for every other step."""
+        if outcome.record is None or outcome.node.stage.name != "validate":
+            return []
+        plan = outcome.node.upstream.get("plan")
+        record = self.outcomes[plan[0]].record if plan else None
+        plan_bytes = record.outputs[plan[1]].bytes if plan and record else None
+        return failures(self.config.gates, outcome.record.metrics, plan_bytes)
+
+    def look(self) -> None:
+        """Finds out how every node stands; runs and changes nothing."""
+        for node in self.nodes:
+            if all(self.outcomes[name].done for name in node.before):
+                obstacle = self.obstacle(node)
+                looked = self.workshop.look(node, self.upstream(node))
+                self.outcomes[node.id] = looked if obstacle is None else Outcome(node, "waiting", reason=obstacle)
+            else:
+                waits = ", ".join(name for name in sorted(node.before) if not self.outcomes[name].done)
+                self.outcomes[node.id] = Outcome(node, "waiting", reason=f"waits for {waits}")
+        self.store.memo.save()
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether nothing is left to run."""
+        return all(
+            outcome.state == "cached" or self.obstacle(outcome.node) is not None for outcome in self.outcomes.values()
+        )
+
+    def settle(self) -> None:
+        """Closes a run: what gates keep from running is skipped, refs move, and published directories are there."""
+        for name, outcome in self.outcomes.items():
+            if outcome.state in ("waiting", "missing"):
+                reason = self.obstacle(outcome.node) or outcome.reason
+                self.outcomes[name] = Outcome(outcome.node, "skipped", reason=reason)
+        for target in self.targets:
+            plan = self.plan(target)
+            if plan is not None and plan.key:
+                self.store.set_ref(f"plans/{self._place(target)}", plan.key)
+        for outcome in self.outcomes.values():
+            if outcome.done and outcome.record and outcome.key and outcome.node.stage.name == "publish":
+                place = self._place(outcome.node.target)
+                files = {outcome.node.stage.outputs[name]: blob for name, blob in outcome.record.outputs.items()}
+                self.store.publish(place, outcome.key, files)
+                self.store.set_ref(f"published/{place}", outcome.key)
+        self.store.memo.save()
+
+    def plan(self, target: BuildTarget) -> Outcome | None:
+        """The last step that made a plan for `target` and did not merely publish it; None while there is none."""
+        made = [
+            outcome
+            for outcome in self.outcomes.values()
+            if outcome.node.target == target and "plan" in outcome.node.stage.outputs
+            if outcome.done and outcome.node.stage.name != "publish"
+        ]
+        return made[-1] if made else None
+
+    def published(self, target: BuildTarget) -> Path | None:
+        """The directory that the run published for `target`."""
+        done = any(o.done for o in self.outcomes.values() if o.node.target == target and o.node.stage.name == "publish")
+        return self.store.root / "published" / self._place(target) if done else None
+
+    def validated(self, target: BuildTarget) -> bool:
+        """Whether the target's plan was validated and no gate has anything against it."""
+        own = [o for o in self.outcomes.values() if o.node.target == target and o.node.stage.name == "validate"]
+        return bool(own) and all(outcome.done and not self.refusals(outcome) for outcome in own)
+
+    @property
+    def exit(self) -> Exit:
+        """How the run ended."""
+        if any(outcome.state == "failed" for outcome in self.outcomes.values()):
+            return Exit.STEP_FAILED
+        if any(self.refusals(outcome) for outcome in self.outcomes.values()):
+            return Exit.GATE_SAID_NO
+        return Exit.DONE
+
+    def _place(self, target: BuildTarget | None) -> str:
+        """`digits/sm_89/rtx-1.7.1.116/int8`; the GPU's target is named where a plan is for that GPU only."""
+        if target is None:
+            return f"{self.config.model.name}/{self.config.flow}"
+        flow = self.config.flow if target.facts["gpu"] is None else f"{self.config.flow}@{target.name}"
+        return f"{self.config.model.name}/{target.architecture}/{target.release}/{flow}"
+
+
+def open_session(
+    overrides: Sequence[str], config_dirs: Sequence[Path], progress: Progress, stop: Event | None = None
+) -> Session:
+    """Plans a run.
+
+    Args:
+        overrides: Hydra overrides.
+        config_dirs: The user's own config directories.
+        progress: Called while a model that was never seen before is read.
+        stop: Set when the user wants to stop.
+
+    Raises:
+        ConfigError: The config, or a file it names, is wrong.
+        CannotBuildError: No one can build a target.
+    """
+    config = compose(overrides, config_dirs)
+    if not _NAME.fullmatch(config.model.name or ""):
+        raise ConfigError(
+            f"model.name={config.model.name!r}: letters, digits and ._- are allowed", "name it: model.name=NAME"
+        )
+    if config.store.remote:
+        raise ConfigError("store.remote is not supported yet", "leave it out: store.remote=null")
+    if config.model.plugins:
+        raise ConfigError("model.plugins are not supported yet", "leave them out: model.plugins=[]")
+    main = sources.main_file(config.model)
+    workshop = Workshop(Store(Path(config.store.root)), {}, _provenance(config, overrides), stop or Event())
+    chosen = targets.resolve(config) if any(graph.is_per_target(config).values()) else []
+    signature = _signature(workshop, main, progress) if main else None
+    files = sources.collect(config.model, signature)
+    facts = _model_facts(config, signature)
+    workshop = Workshop(workshop.store, facts, workshop.provenance, workshop.stop)
+    session = Session(config, chosen, graph.expand(config, chosen, files), workshop)
+    session.look()
+    return session
+
+
+def _signature(workshop: Workshop, main: Path, progress: Progress) -> Mapping[str, Any]:
+    """What the model looks like from outside, out of the store where its bytes were seen before."""
+    stage = STAGES["signature"]
+    outcome = workshop.execute(Node("signature", stage, stage.config(), files={"onnx": [main]}), {}, progress)
+    if outcome.record is None:
+        what = (outcome.error or "").removeprefix("signature: ")
+        raise ConfigError(what, outcome.next_step)
+    content: Mapping[str, Any] = json.loads(workshop.store.path(outcome.record.outputs["signature"]).read_text())
+    return content
+
+
+def _model_facts(config: Config, signature: Mapping[str, Any] | None) -> dict[str, JSON]:
+    inputs: Iterable[Mapping[str, Any]]
+    if signature is not None:
+        inputs, source = signature["inputs"], {"kind": "onnx"}
+    else:
+        inputs, source = [{"name": n, "shape": t.shape} for n, t in config.model.inputs.items()], _torch(config)
+    facts: dict[str, JSON] = {"source": source}
+    if graph.needs_fact(config, "profiles"):
+        facts["profiles"] = profiles.resolve(config.model, list(inputs))
+    return facts
+
+
+def _torch(config: Config) -> dict[str, JSON]:
+    if not config.model.inputs:
+        raise ConfigError(
+            "a torch module needs its inputs", "say their shapes: 'model.inputs={x: {shape: [batch, 3, 224, 224]}}'"
+        )
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        raise ConfigError("model.source=torch: torch is not installed", "pip install 'trtforge[torch]'") from None
+    return {
+        "kind": "torch",
+        "entry_point": config.model.entry_point,
+        "inputs": {name: {"shape": list(t.shape), "dtype": t.dtype} for name, t in config.model.inputs.items()},
+        "dims": {name: list(value) if not isinstance(value, int) else [value] * 3 for name, value in config.model.dims.items()},
+        "torch": version,
+    }
+
+
+def _provenance(config: Config, overrides: Sequence[str]) -> dict[str, JSON]:
+    return {
+        "model": config.model.name,
+        "flow": config.flow,
+        "overrides": list(overrides),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "trtforge": _own_version(),
+    }
+
+
+@cache
+def _own_version() -> str:
+    return metadata.version("trtforge")
+
+

@@ -1,0 +1,120 @@
+"""The targets of a run: what each is, which backend builds it, and whether anybody here can."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from conf.errors import ConfigError, suggest
+from conf.schema import Config, Target
+from pipelines.errors import CannotBuildError
+from stages import backends
+from stages.gpus import Gpus
+from stages.gpus import gpus as ask_gpus
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+"""There while NVIDIA's kernel driver is loaded; looking costs microseconds, importing cuda-python 100 ms."""
+
+
+@dataclass(frozen=True)
+class BuildTarget:
+    """A target as the steps see it.
+
+    Attributes:
+        name: What `targets=[…]` called it.
+        gpu: The GPU by the driver's name.
+        compute_capability: Such as "8.9".
+        backend: `tensorrt_rtx` or `tensorrt`.
+        backend_version: The installed version, whole.
+        here: The GPUs of this machine.
+    """
+
+    name: str
+    gpu: str
+    compute_capability: str
+    backend: str
+    backend_version: str
+    here: Gpus
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """The target's facts, by the names of `stages.stage.TARGET_FACTS`."""
+        portable = backends.find(self.backend).portable_across_capability
+        return {
+            "backend": self.backend,
+            "backend_version": self.backend_version,
+            "compute_capability": self.compute_capability,
+            "gpu": None if portable else self.gpu,
+            "platform": f"{sys.platform}_{platform.machine()}",
+            "gpu_here": backends.why_not_run(self.backend, self.compute_capability, self.here) is None,
+        }
+
+    @property
+    def architecture(self) -> str:
+        """The capability as NVIDIA writes it: `sm_89`."""
+        return "sm_" + self.compute_capability.replace(".", "")
+
+    @property
+    def release(self) -> str:
+        """Backend and version in short: `rtx-1.7.1.116`."""
+        return f"{backends.find(self.backend).short}-{self.backend_version}"
+
+
+def gpus_here() -> Gpus:
+    """The GPUs of this machine; CUDA is not even imported where no driver is loaded."""
+    wsl = Path("/dev/dxg")  # the driver of Windows, seen from WSL, has no entry in /proc
+    if not NVIDIA_DRIVER.exists() and not wsl.exists():
+        return Gpus((), "no NVIDIA driver is loaded")
+    return ask_gpus()
+
+
+def resolve(config: Config) -> list[BuildTarget]:
+    """The targets of `config`, each of which can be built on this machine.
+
+    Raises:
+        ConfigError: A target names no backend that there is.
+        CannotBuildError: No one can build a target; all such are named.
+    """
+    if not config.targets:
+        raise ConfigError("no target is given", "say which: targets=[l4]")
+    here = gpus_here()
+    targets = [_resolve(target, config.backend.name, here) for target in config.targets.values()]
+    refused = [f"{target.name}: {reason}" for target in targets if (reason := _why_not(target))]
+    if refused:
+        raise CannotBuildError(f"no one here can build {'; '.join(refused)}", _way_out(targets))
+    return targets
+
+
+def _resolve(target: Target, backend: str, here: Gpus) -> BuildTarget:
+    backend = target.backend or backend
+    if backend not in backends.BACKENDS:
+        raise ConfigError(f"there is no backend {backend!r}", suggest(backend, backends.BACKENDS))
+    gpu, compute_capability = target.gpu, target.compute_capability
+    if compute_capability == "local":
+        if not here.found:
+            raise CannotBuildError(
+                f"target {target.name}: this machine has no GPU to ask: {here.reason}", "name a GPU: targets=[l4]"
+            )
+        gpu, compute_capability = here.found[0].name, here.found[0].compute_capability
+    version = backends.installed_version(backend) or ""
+    return BuildTarget(target.name, gpu, compute_capability, backend, version, here)
+
+
+def _why_not(target: BuildTarget) -> str | None:
+    if not target.backend_version:
+        return f"{target.backend} is not installed ({backends.find(target.backend).install_hint})"
+    return backends.why_not_supported(target.backend, target.backend_version) or backends.why_not_build(
+        target.backend, target.compute_capability, target.here
+    )
+
+
+def _way_out(targets: Sequence[BuildTarget]) -> str:
+    fine = [target.name for target in targets if not _why_not(target)]
+    if fine:
+        return f"leave them out: targets=[{','.join(fine)}]; `trtforge doctor` says what this machine can build"
+    return "`trtforge doctor` says what this machine can build"

@@ -1,0 +1,208 @@
+"""What the two backends can do, and where they differ. No other module asks which backend or version it has.
+
+Nothing here imports TensorRT, except `load`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from stages.gpus import Gpus, capability
+from stages.stage import StageError
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One of NVIDIA's two builders of plans.
+
+    Attributes:
+        name: What configs call it.
+        short: What directories and refs call it: `rtx-1.7.1.116`.
+        module: The Python module.
+        distributions: Names that its packages have had, the one that gives the version first.
+        lowest: The first version that is supported.
+        below: The first version that is not supported any more.
+        can_cross_build: Whether it builds for a GPU that is not in the machine.
+        portable_across_capability: Whether a plan runs equally well on every GPU of its capability, so that the GPU's
+            name is no part of the key.
+        has_timing_cache: Whether a timing cache makes a difference.
+        header_has_capabilities: Whether a plan's header says what it was built for.
+        takes_compute_capability: Whether the builder config must be told the target.
+        refit_flag_since: The first version whose serialization flags have `INCLUDE_REFIT`.
+        buildable: The capabilities it builds for; None: that of any GPU it runs on.
+        install_hint: What a user does who does not have it.
+    """
+
+    name: str
+    short: str
+    module: str
+    distributions: tuple[str, ...]
+    lowest: str
+    below: str
+    can_cross_build: bool
+    portable_across_capability: bool
+    has_timing_cache: bool
+    header_has_capabilities: bool
+    takes_compute_capability: bool
+    refit_flag_since: str
+    buildable: tuple[str, ...] | None
+    install_hint: str
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "tensorrt_rtx": Backend(
+        name="tensorrt_rtx",
+        short="rtx",
+        module="tensorrt_rtx",
+        distributions=("tensorrt_rtx", "tensorrt_rtx_cu13", "tensorrt_rtx_cu12"),
+        # Its plans never cross a release, and the header layout in `stages.plan` was read off 1.7.1.
+        lowest="1.7",
+        below="1.8",
+        # Measured with 1.7.1.116 on a machine without a driver: plans for all six of `ComputeCapability`'s values.
+        can_cross_build=True,
+        portable_across_capability=True,
+        # `create_timing_cache` gives 172 bytes that never grow; deprecated.
+        has_timing_cache=False,
+        header_has_capabilities=True,
+        takes_compute_capability=True,
+        refit_flag_since="1.7",
+        buildable=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+        install_hint="pip install 'tensorrt-rtx>=1.7,<1.8' (from the public index; no GPU needed)",
+    ),
+    "tensorrt": Backend(
+        name="tensorrt",
+        short="trt",
+        module="tensorrt",
+        distributions=("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
+        # 10.13 is the oldest release whose bindings the calls in `stages` were held against.
+        lowest="10.13",
+        below="12",
+        can_cross_build=False,
+        # NVIDIA's developer guide: another model of GPU of the same capability loads the plan with a warning and may
+        # be slower, since the number of SMs, bus width, L2 and shared memory differ.
+        portable_across_capability=False,
+        has_timing_cache=True,
+        header_has_capabilities=False,
+        takes_compute_capability=False,
+        refit_flag_since="10.14",
+        buildable=None,
+        install_hint="pip install 'trtforge[tensorrt]' with NVIDIA's package index as an extra index",
+    ),
+}
+
+
+def find(backend: str) -> Backend:
+    """The backend of this name.
+
+    Raises:
+        StageError: There is none.
+    """
+    if backend not in BACKENDS:
+        raise StageError(f"unknown backend {backend!r}", f"use one of {', '.join(BACKENDS)}")
+    return BACKENDS[backend]
+
+
+def installed_version(backend: str) -> str | None:
+    """The full version that is installed, such as `1.7.1.116`; None where it is not installed."""
+    for distribution in find(backend).distributions:
+        try:
+            return re.sub(r"\.post\d+$", "", metadata.version(distribution))
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def why_not_supported(backend: str, version: str) -> str | None:
+    """Why trtforge does not work with this version of the backend; None where it does."""
+    found = find(backend)
+    if _numbers(found.lowest) <= _numbers(version) < _numbers(found.below):
+        return None
+    return f"{backend} {version} is not supported: {found.lowest} or later, below {found.below}"
+
+
+def load(backend: str) -> Any:
+    """Imports the backend's module.
+
+    Raises:
+        StageError: It is not installed, not supported, or cannot be imported.
+    """
+    found, version = find(backend), installed_version(backend)
+    if version is None:
+        raise StageError(f"{backend} is not installed", found.install_hint)
+    reason = why_not_supported(backend, version)
+    if reason:
+        raise StageError(reason, found.install_hint)
+    try:
+        return importlib.import_module(found.module)
+    except (ImportError, OSError) as error:
+        # A missing libcudart or libnvinfer is an OSError or an ImportError, whoever loads it.
+        raise StageError(f"{backend} {version} cannot be imported: {error}", found.install_hint) from error
+
+
+def why_not_build(backend: str, compute_capability: str, here: Gpus) -> str | None:
+    """Why this machine, with these GPUs, cannot build for the capability; None where it can.
+
+    What is installed is another question: `installed_version`.
+    """
+    found = find(backend)
+    if found.buildable is not None and compute_capability not in found.buildable:
+        return f"{backend} builds for {', '.join(found.buildable)}, not for {compute_capability}"
+    if found.can_cross_build or here.of(compute_capability):
+        return None
+    return f"{backend} builds on the target's own GPU, and there is no GPU of {compute_capability} here: {here}"
+
+
+def why_not_run(backend: str, compute_capability: str, here: Gpus) -> str | None:
+    """Why this machine, with these GPUs, cannot execute plans for the capability; None where it can.
+
+    The fact `gpu_here` is `why_not_run(...) is None`.
+    """
+    found = find(backend)
+    if found.buildable is not None and compute_capability not in found.buildable:
+        return f"{backend} has no plans for {compute_capability}: it builds for {', '.join(found.buildable)}"
+    return None if here.of(compute_capability) else no_gpu(compute_capability)
+
+
+def why_not_refittable(backend: str, compute_capability: str, here: Gpus) -> str | None:
+    """Why a refittable plan for the capability cannot be made on this machine; None where it can.
+
+    TensorRT-RTX 1.7.1 compiles refittable Conv, MatMul and Gemm through the driver: without a GPU such a build ends in
+    `graph_jit.cpp:278: CHECK(status == CUDA_SUCCESS) failed`.
+    """
+    reason = why_not_build(backend, compute_capability, here)
+    if reason or here.of(compute_capability):
+        return reason
+    return f"{backend} makes refittable plans only on a GPU, and there is {no_gpu(compute_capability)}"
+
+
+def no_gpu(compute_capability: str) -> str:
+    """How every report says that a plan was not executed."""
+    return f"no GPU of {compute_capability} here"
+
+
+def enum_name(compute_capability: str) -> str:
+    """`8.9` as the backends' enums and errors write it: `SM89`."""
+    major, minor = capability(compute_capability)
+    return f"SM{major}{minor}"
+
+
+def has_refit_flag(backend: str, version: str) -> bool:
+    """Whether this version serializes a refitted engine with `SerializationFlag.INCLUDE_REFIT`."""
+    return _numbers(version) >= _numbers(find(backend).refit_flag_since)
+
+
+def same_version(one: str, other: str) -> bool:
+    """Whether two versions agree in all the numbers that both give: some releases call themselves `10.3.0`."""
+    return all(a == b for a, b in zip(_numbers(one), _numbers(other), strict=False))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(\.\d+)*", version)
+    if not found:
+        raise StageError(f"{version!r} is no version", "write it as the backend does: 1.7.1.116")
+    return tuple(int(number) for number in found.group().split("."))

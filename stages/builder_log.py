@@ -1,0 +1,126 @@
+"""What TensorRT says while it builds: kept, printed, and read for the reason of a failure.
+
+TensorRT does not raise: setters log and keep the old value, a failed build returns None. The log is the only witness.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+from stages import backends
+from stages.gpus import PRECISIONS
+from stages.stage import StageError
+
+_NOISE = re.compile(r"catchCudaError|cudaError 35|CUDA initialization failure|CUDA driver version is insufficient")
+"""Follows most errors on a machine without a driver, and is never their cause."""
+
+_DECORATION = re.compile(
+    r"^\S*: Error Code \d+: |^\[[^\]]*\] Error Code \d+: |^(?:Myelin|Internal Error|API Usage Error) "
+    r"| In \w+ at /\S+\)?$"
+)
+"""`IBuilder::buildSerializedNetwork: Error Code 1: Myelin (… In compileGraph at /_src/….cpp:2012)`"""
+
+_DATATYPES = {"b16": "bf16", "fp8_e4m3": "fp8", "fp4_e2m1": "nvfp4", "int4": "int4"}
+"""TensorRT-RTX's names of the types that not every capability has, as `gpus.PRECISIONS` calls them."""
+
+
+def make_logger(trt: Any) -> Any:
+    """An `ILogger` that prints every message to stderr and keeps the errors in `logger.errors`, in order.
+
+    Its `errors` are without the noise that every machine without a driver makes.
+    """
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            print(f"[{severity.name}] {message}", file=sys.stderr)
+            if severity <= trt.ILogger.ERROR and not _NOISE.search(message):
+                self.errors.append(message)
+
+    return Logger()
+
+
+def build_error(errors: list[str], backend: str, compute_capability: str) -> StageError:
+    """Why a build returned None, in words that name the target."""
+    target = f"sm_{compute_capability.replace('.', '')}"
+    for message in errors:
+        known = _turing_gemm(message, target) or _datatypes(message, target) or _known(message)
+        if known:
+            return known
+    said = plain(errors[0]) if errors else "the builder gave no plan and no reason"
+    return StageError(f"{backend} cannot build this model for {target}: {said}", "the step's log has all it said")
+
+
+def plain(message: str) -> str:
+    """A message of the log in one line, without its code and source file."""
+    line = " ".join(message.split())
+    while (shorter := _DECORATION.sub("", line)) != line:
+        line = shorter
+    return line[1:] if line.startswith("(") else line
+
+
+def _turing_gemm(message: str, target: str) -> StageError | None:
+    found = re.search(r"Cannot compile operation '(.*?)' for Turing.*FP32 GEMM is not supported", message)
+    if not found:
+        return None
+    return StageError(
+        f"{target} has no FP32 matrix product in TensorRT-RTX, and operation {found[1]!r} is one",
+        "build in fp16 (flow=fp16), or for compute capability 8.0 or higher",
+    )
+
+
+def _datatypes(message: str, target: str) -> StageError | None:
+    found = re.search(r"contains HW-specific datatypes: (.*?)\.? ?(?:In |$)", message)
+    if not found:
+        return None
+    names = [_DATATYPES.get(name.strip(), name.strip()) for name in found[1].split(",")]
+    needs = [f"{name} needs {PRECISIONS[name]} or higher" for name in names if name in PRECISIONS]
+    return StageError(
+        f"{target} cannot compute in {', '.join(names)}, which this model does",
+        "; ".join(needs) or "use another precision",
+    )
+
+
+def _known(message: str) -> StageError | None:
+    for pattern, what, next_step in _KNOWN:
+        if re.search(pattern, message):
+            return StageError(f"{what}: {plain(message)}", next_step)
+    return None
+
+
+_KNOWN = (
+    (
+        r"workspace",
+        "the workspace is too small for this model",
+        "raise workspace_bytes, or leave it out: the backend then takes what the GPU has",
+    ),
+    (
+        r"graph_jit\.cpp.*CUDA_SUCCESS",
+        "a refittable plan needs the target's GPU in this machine",
+        "build it there, or with refit: none",
+    ),
+    (
+        r"Input dimensions with this name have different constant values",
+        "dimensions of one name get different sizes",
+        "give each dimension that differs a name of its own, or the same size in every profile",
+    ),
+    (
+        r"was not supported by a dedicated kernel",
+        "the operator Attention has no FP32 kernel",
+        "build in fp16 or bf16 (flow=fp16), or export attention as single operators",
+    ),
+)
+
+
+def config_error(setting: str, asked: object, got: object, backend: str, errors: list[str]) -> StageError:
+    """A setting that reads back as something else than was set."""
+    said = f": {plain(errors[-1])}" if errors else ""
+    return StageError(
+        f"{backend} {backends.installed_version(backend)} did not take {setting}={asked}, it has {got}{said}",
+        f"leave {setting} out, or give a value that it takes",
+    )

@@ -1,0 +1,137 @@
+"""Stage `refit`: puts the weights of an ONNX file into a plan of the same structure.
+
+On a machine that cannot execute the plan, or with a plan that takes no other weights, the plan is built again from the
+ONNX file, and the metrics say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stages import backends, network, plan
+from stages.build import BuildConfig, build
+from stages.builder_log import make_logger, plain
+from stages.gpus import use
+from stages.stage import Job, Metrics, Stage, StageError
+
+FALLBACK = ("rebuild", "fail")
+
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """How to refit.
+
+    Attributes:
+        fallback: What to do where the plan cannot be refitted here: `rebuild` it from the ONNX file, or `fail`.
+        build: How to rebuild; its `refit` is not used: a rebuilt plan has its weights already.
+    """
+
+    fallback: str = "rebuild"
+    build: BuildConfig = field(default_factory=BuildConfig)
+
+
+def refit(job: Job[RefitConfig]) -> Metrics:
+    """Refits `plan` with the weights of `onnx`, or builds `onnx`.
+
+    Returns:
+        Metrics: `method` (`refit` or `rebuild`), `reason` of a rebuild, and `plan_bytes`; of a rebuild, all that the
+        stage `build` returns.
+
+    Raises:
+        StageError: The plan is not for the target, or the ONNX file does not have the structure it was built from; or
+            it cannot be refitted here and `fallback` is `fail`.
+    """
+    if job.config.fallback not in FALLBACK:
+        raise StageError(f"refit: unknown fallback {job.config.fallback!r}", f"use one of {', '.join(FALLBACK)}")
+    facts = job.facts
+    header = plan.read(job.file("plan"))
+    plan.check(header, facts["backend"], facts["backend_version"], facts["compute_capability"])
+    if not facts["gpu_here"]:
+        return _instead(job, backends.no_gpu(facts["compute_capability"]))
+
+    use(facts["compute_capability"], facts["gpu"])
+    engine = _Engine(facts["backend"], job.file("plan"))
+    if not engine.engine.refittable:
+        return _instead(job, "the plan takes no other weights: it was built without refit")
+    job.progress("refit", None)
+    destination = job.out / "model.plan"
+    engine.refit(job.file("onnx"))
+    engine.write(destination)
+    header = plan.read(destination)
+    plan.check(header, facts["backend"], facts["backend_version"], facts["compute_capability"])
+    return {"method": "refit", "reason": None, "plan_bytes": header.bytes}
+
+
+def _instead(job: Job[RefitConfig], reason: str) -> Metrics:
+    if job.config.fallback == "fail":
+        raise StageError(
+            f"the plan cannot be refitted here: {reason}",
+            "run it on a machine with the target's GPU, or with fallback: rebuild",
+        )
+    again: Job[BuildConfig] = Job(
+        config=replace(job.config.build, refit="none"),
+        inputs={"onnx": job.inputs["onnx"]},
+        facts=job.facts,
+        out=job.out,
+        progress=job.progress,
+    )
+    return {"method": "rebuild", "reason": reason, **build(again)}
+
+
+class _Engine:
+    """An engine and the objects it needs alive while it is refitted."""
+
+    def __init__(self, backend: str, path: Path) -> None:
+        self.backend = backend
+        self.trt: Any = backends.load(backend)
+        self.logger = make_logger(self.trt)
+        self.runtime = self.trt.Runtime(self.logger)
+        self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        if self.engine is None:
+            raise self._failed("the plan cannot be loaded", "build it again on this machine")
+
+    def refit(self, onnx_path: Path) -> None:
+        refitter = self.trt.Refitter(self.engine, self.logger)
+        parser = self.trt.OnnxParserRefitter(refitter, self.logger)
+        # The refitter reads the weights from these bytes until refit_cuda_engine returns.
+        model = network.read_model(onnx_path)
+        if not parser.refit_from_bytes(model, str(onnx_path.parent / "model.onnx")):
+            raise network.parser_error(parser)
+        missing = refitter.get_missing_weights()
+        if missing:
+            names = ", ".join(sorted(missing)[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise StageError(
+                f"the ONNX file lacks weights that the plan has: {names}",
+                "refit with a model of the same structure, or build it anew",
+            )
+        if not refitter.refit_cuda_engine():
+            raise self._failed("the weights cannot be put into the plan", "build the model anew")
+
+    def write(self, destination: Path) -> None:
+        """Writes the engine with its weights, and so that it can be refitted again."""
+        flags = self.trt.SerializationFlag
+        config = self.engine.create_serialization_config()
+        config.clear_flag(flags.EXCLUDE_WEIGHTS)
+        if backends.has_refit_flag(self.backend, self.trt.__version__):
+            config.set_flag(flags.INCLUDE_REFIT)
+        serialized = self.engine.serialize_with_config(config)
+        if serialized is None:
+            raise self._failed("the refitted plan cannot be written", "build the model anew")
+        destination.write_bytes(memoryview(serialized))
+
+    def _failed(self, what: str, next_step: str) -> StageError:
+        said = plain(self.logger.errors[0]) if self.logger.errors else "TensorRT gives no reason"
+        return StageError(f"{what}: {said}", next_step)
+
+
+STAGE = Stage(
+    name="refit",
+    version=1,
+    config=RefitConfig,
+    run=refit,
+    inputs=("plan", "onnx"),
+    outputs={"plan": "model.plan"},
+    facts=("backend", "backend_version", "compute_capability", "gpu", "platform", "profiles", "gpu_here"),
+)

@@ -1,0 +1,200 @@
+"""What executes a model here: ONNX Runtime, ONNX's reference evaluator, or TensorRT on a GPU. Feeds in, outputs out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages import onnx_file
+from stages.batches import Input, model_inputs
+from stages.profiles import Profile
+from stages.stage import StageError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from stages.batches import Array
+
+ONNX_RUNTIME = "onnxruntime"
+REFERENCE_EVALUATOR = "onnx reference evaluator"
+REFERENCE_LIMIT_SECONDS = 600.0
+"""The reference evaluator computes in NumPy: about 4 GFLOP/s in bfloat16, so 2 seconds an image of a ResNet-50."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Something that executes one model.
+
+    Attributes:
+        name: How reports call it.
+        inputs: What it takes.
+        run: Feed in, outputs out, both by name.
+        reason: Why it is not ONNX Runtime; empty where it is.
+    """
+
+    name: str
+    inputs: Sequence[Input]
+    run: Callable[[Mapping[str, Array]], dict[str, Array]]
+    reason: str = ""
+
+
+def open_onnx(path: Path) -> Runtime:
+    """ONNX Runtime's CPU provider for the model at `path`; where it cannot run it, ONNX's reference evaluator.
+
+    ONNX Runtime lacks CPU kernels for bfloat16, and takes no bfloat16 from NumPy.
+
+    NOTE: graph optimizations are off. With them explicit Q/DQ becomes integer kernels, which round otherwise than
+    TensorRT (and saturate in 16 bits on CPUs without VNNI), and the numbers would be about another model.
+
+    Raises:
+        StageError: Neither can run it; says why of both.
+    """
+    import onnxruntime
+
+    model = onnx_file.read(path)
+    inputs = model_inputs(model)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no base class of their own
+        return _reference_evaluator(model, inputs, _first_line(error))
+    values = [*session.get_inputs(), *session.get_outputs()]
+    foreign = next((value for value in values if value.type not in _NUMPY_TYPES), None)
+    if foreign is not None:
+        return _reference_evaluator(model, inputs, f"{foreign.name!r} is {foreign.type}, which NumPy has not")
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return dict(zip(names, session.run(names, cast_feed(feed, inputs)), strict=True))
+        except StageError:
+            raise
+        except Exception as error:
+            hint = "check the data, or the model with the ONNX Runtime of the user's own choice"
+            raise StageError(f"ONNX Runtime cannot run the model on this batch: {_first_line(error)}", hint) from error
+
+    return Runtime(ONNX_RUNTIME, inputs, run)
+
+
+_NUMPY_TYPES = frozenset(
+    f"tensor({name})"
+    for name in (
+        *("float", "double", "float16", "bool"),
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    )
+)
+
+
+def _reference_evaluator(model: onnx.ModelProto, inputs: Sequence[Input], why: str) -> Runtime:
+    from onnx.reference import ReferenceEvaluator
+
+    def neither(error: Exception) -> StageError:
+        return StageError(
+            f"neither ONNX Runtime ({why}) nor ONNX's reference evaluator ({_first_line(error)}) can run this model",
+            "validate on a machine with the target's GPU, or leave the validate step out",
+        )
+
+    try:
+        evaluator = ReferenceEvaluator(model)
+    except Exception as error:  # whatever an operator's Python raises
+        raise neither(error) from error
+    names = [output.name for output in model.graph.output]
+    spent = 0.0
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        nonlocal spent
+        cast, start = cast_feed(feed, inputs), time.monotonic()
+        try:
+            outputs = evaluator.run(names, cast)
+        except Exception as error:
+            raise neither(error) from error
+        spent += time.monotonic() - start
+        if spent > REFERENCE_LIMIT_SECONDS:
+            raise StageError(
+                f"ONNX Runtime cannot run this model ({why}), and ONNX's reference evaluator is too slow for it: "
+                f"over {REFERENCE_LIMIT_SECONDS:.0f} seconds",
+                "set validate's max_samples lower, or validate on a machine with the target's GPU",
+            )
+        return dict(zip(names, outputs, strict=True))
+
+    return Runtime(REFERENCE_EVALUATOR, inputs, run, why)
+
+
+@contextmanager
+def open_plan(path: Path, backend: str, profiles: Sequence[Profile]) -> Iterator[Runtime]:
+    """The plan at `path` on this machine's GPU, through Polygraphy's runner.
+
+    Raises:
+        StageError: The plan cannot be loaded, or a batch lies in none of its profiles.
+    """
+    # Polygraphy decides for good at its first import which of the two it loads.
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if backend == "tensorrt_rtx" else "0"
+    from polygraphy.backend.common import BytesFromPath
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+    from polygraphy.exception import PolygraphyException
+
+    try:
+        with TrtRunner(EngineFromBytes(BytesFromPath(str(path)))) as runner:
+            metadata = runner.get_input_metadata(use_numpy_dtypes=True)
+            inputs = [Input(name, str(value.dtype), None) for name, value in metadata.items()]
+
+            def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+                if profiles:
+                    runner.set_profile(profile_index(profiles, feed))
+                # The runner reuses its buffers in the next run.
+                return {name: _copied(value) for name, value in runner.infer(cast_feed(feed, inputs)).items()}
+
+            yield Runtime(backend, inputs, run)
+    except PolygraphyException as error:
+        hint = "trtforge doctor says what this machine can run"
+        raise StageError(f"the plan cannot be executed: {_first_line(error)}", hint) from error
+
+
+def profile_index(profiles: Sequence[Profile], feed: Mapping[str, Array]) -> int:
+    """The first profile that admits the feed's shapes.
+
+    Raises:
+        StageError: None does.
+    """
+    for index, profile in enumerate(profiles):
+        if all(found.admits(feed[name].shape) for name, found in profile.ranges.items()):
+            return index
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
+    names = ", ".join(profile.name for profile in profiles)
+    raise StageError(f"no profile ({names}) admits {shapes}", "widen a profile, or set validate's batch_size lower")
+
+
+def cast_feed(feed: Mapping[str, Array], inputs: Sequence[Input]) -> dict[str, Array]:
+    """The feed in the types that these inputs have: a candidate may take fp16 where the reference takes fp32.
+
+    Raises:
+        StageError: An input is missing from the feed.
+    """
+    missing = [wanted.name for wanted in inputs if wanted.name not in feed]
+    if missing:
+        raise StageError(
+            f"the model takes {', '.join(wanted.name for wanted in inputs)}, the reference {', '.join(feed)}",
+            "a step between them renamed or added inputs: compare models with the same inputs",
+        )
+    return {wanted.name: feed[wanted.name].astype(wanted.dtype, copy=False) for wanted in inputs}
+
+
+def _copied(value: Any) -> Array:
+    import numpy as np
+
+    if hasattr(value, "detach"):
+        # Polygraphy hands out types that NumPy lacks as torch tensors.
+        value = value.detach().cpu().float().numpy()
+    copy: Array = np.array(value)
+    return copy
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,202 @@
+"""Stage `validate`: how far the model that was built is from the model as it was given.
+
+Without a GPU the numbers come from ONNX Runtime on the exact ONNX that the builder was given; with one, the plan itself
+is executed too. The report says which.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages import backends, batches, plan, profiles
+from stages.comparison import RELATIVE_FLOOR, Comparison
+from stages.runtimes import Runtime, open_onnx, open_plan
+from stages.stage import JSON, Job, Metrics, Stage, StageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stages.batches import Array, Batch, Input
+
+
+@dataclass(frozen=True)
+class ValidateConfig:
+    """On what to compare.
+
+    Attributes:
+        batch_size: Samples of held-out data a run, at most; a model with a fixed batch takes its own.
+        max_samples: Samples of held-out data in all; None: all there are.
+        labels: The name of the label array in the held-out files; None: no accuracy.
+        generated_samples: Runs on generated inputs where no held-out data is given, at least one for each shape.
+        seed: Of the generated inputs.
+    """
+
+    batch_size: int = 32
+    max_samples: int | None = None
+    labels: str | None = None
+    generated_samples: int = 8
+    seed: int = 0
+
+
+def validate(job: Job[ValidateConfig]) -> Metrics:
+    """Runs `reference` and `onnx`, and `plan` where a GPU here can, and compares every output.
+
+    Returns:
+        Metrics: the report's `summary`: the worst of each number over the outputs, `inputs` (`held-out` or
+        `generated`), `samples`, `runtime`, `engine_executed`, `reason` of not, and `engine`: the same numbers of the
+        engine, or None.
+
+    Raises:
+        StageError: Inputs, outputs, labels or data do not fit, an output is not finite, or nothing can run a model.
+    """
+    reason = _check_plan(job)
+    found = profiles.profiles_of(job.facts["profiles"])
+    job.progress("load", None)
+    reference, candidate = open_onnx(job.file("reference")), open_onnx(job.file("onnx"))
+    comparisons = {"the candidate": Comparison("the candidate")}
+    with ExitStack() as stack:
+        runtimes = {"the candidate": candidate}
+        if reason is None:
+            runtimes["the engine"] = stack.enter_context(open_plan(job.file("plan"), job.facts["backend"], found))
+            comparisons["the engine"] = Comparison("the engine")
+        for batch, labels, done in _feeds(job, reference, found):
+            expected = reference.run(batch)
+            for who, runtime in runtimes.items():
+                comparisons[who].add(expected, runtime.run(batch), labels)
+            job.progress("compare", done)
+    return _report(job, reference, candidate, comparisons, reason)
+
+
+def _check_plan(job: Job[ValidateConfig]) -> str | None:
+    """Why the plan is not executed here; None where it is."""
+    facts = job.facts
+    if not job.inputs.get("plan"):
+        return "no plan was given"
+    header = plan.read(job.file("plan"))
+    plan.check(header, facts["backend"], facts["backend_version"], facts["compute_capability"])
+    return None if facts["gpu_here"] else backends.no_gpu(facts["compute_capability"])
+
+
+def _feeds(
+    job: Job[ValidateConfig], reference: Runtime, found: Sequence[profiles.Profile]
+) -> Iterator[tuple[Batch, Array | None, float]]:
+    """Batch, its labels, and the share of all samples that are done with it."""
+    config = job.config
+    files = job.inputs.get("holdout", ())
+    if not files:
+        if config.labels is not None:
+            hint = "give held-out data (model.holdout.path), or leave validate's labels out"
+            raise StageError(f"validate: labels is {config.labels!r}, and there is no held-out data to hold them", hint)
+        generated = list(generate(reference.inputs, found, config.generated_samples, config.seed))
+        for number, batch in enumerate(generated, start=1):
+            yield batch, None, number / len(generated)
+        return
+    wanted = [*reference.inputs]
+    if config.labels is not None:
+        wanted.append(batches.Input(config.labels, None, None))
+    total, done = batches.count_samples(files, wanted, config.max_samples), 0
+    size = _batch_size(config.batch_size, reference.inputs, found)
+    for batch in batches.read_batches(files, wanted, size, config.max_samples):
+        labels = batch.pop(config.labels) if config.labels is not None else None
+        done += size
+        yield batch, labels, min(1.0, done / total)
+
+
+def _batch_size(asked: int, inputs: Sequence[Input], found: Sequence[profiles.Profile]) -> int:
+    """At most what is asked for and a profile admits; where the model has a fixed batch, that."""
+    fixed = [wanted.shape[0] for wanted in inputs if wanted.shape and isinstance(wanted.shape[0], int)]
+    if fixed:
+        return fixed[0]
+    largest = [
+        min(found_range.max[0] for found_range in profile.ranges.values() if found_range.max)
+        for profile in found
+        if any(found_range.max for found_range in profile.ranges.values())
+    ]
+    return min([asked, max(largest)]) if largest else asked
+
+
+def generate(inputs: Sequence[Input], found: Sequence[profiles.Profile], count: int, seed: int) -> Iterator[Batch]:
+    """Inputs at the min, opt and max shapes of every profile in turn.
+
+    Floats are standard normal, whole numbers 0 or 1 (valid token ids and masks everywhere), booleans either.
+
+    Raises:
+        StageError: A dynamic dimension has no profile.
+    """
+    import numpy as np
+
+    shapes = {wanted.name: [size if isinstance(size, int) else -1 for size in wanted.shape or ()] for wanted in inputs}
+    profiles.check(found, shapes)
+    sizes: list[Mapping[str, Sequence[int]]] = [
+        {name: getattr(profile.ranges[name], which) if name in profile.ranges else shapes[name] for name in shapes}
+        for profile in found
+        for which in ("min", "opt", "max")
+    ]
+    # dict.fromkeys: profiles often have one shape twice, and a static model has one at all.
+    unique = list(
+        dict.fromkeys(tuple(sorted((name, tuple(s)) for name, s in size.items())) for size in sizes or [shapes])
+    )
+    random = np.random.default_rng(seed)
+    for number in range(max(count, len(unique))):
+        chosen = dict(unique[number % len(unique)])
+        yield {wanted.name: _random(random, chosen[wanted.name], wanted) for wanted in inputs}
+
+
+def _random(random: np.random.Generator, shape: tuple[int, ...], wanted: Input) -> Array:
+    dtype = wanted.dtype or "float32"
+    if "float" in dtype:
+        return random.standard_normal(shape).astype(dtype)
+    if "int" in dtype or dtype == "bool":
+        return random.integers(0, 2, shape).astype(dtype)
+    raise StageError(f"input {wanted.name!r} is {dtype}, for which nothing can be generated", "give held-out data")
+
+
+def _report(
+    job: Job[ValidateConfig],
+    reference: Runtime,
+    candidate: Runtime,
+    comparisons: Mapping[str, Comparison],
+    reason: str | None,
+) -> Metrics:
+    compared, engine = comparisons["the candidate"], comparisons.get("the engine")
+    summary: Metrics = {
+        "inputs": "held-out" if job.inputs.get("holdout") else "generated",
+        "samples": compared.samples,
+        "runtime": candidate.name,
+        **compared.summary(),
+        "engine_executed": engine is not None,
+        "reason": reason,
+        "engine": engine.summary() if engine else None,
+    }
+    report: dict[str, JSON] = {
+        "summary": summary,
+        "relative_error": f"|candidate - reference| / max(|reference|, {RELATIVE_FLOOR:g})",
+        "runtimes": {"reference": _describe(reference), "candidate": _describe(candidate)},
+        "candidate": compared.result(),
+        "engine": engine.result() if engine else None,
+    }
+    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    (job.out / "report.json").write_text(text, encoding="utf-8")
+    return summary
+
+
+def _describe(runtime: Runtime) -> dict[str, JSON]:
+    return {"name": runtime.name, "reason": runtime.reason or None}
+
+
+STAGE = Stage(
+    name="validate",
+    version=1,
+    config=ValidateConfig,
+    run=validate,
+    inputs=("reference", "onnx"),
+    optional=("plan", "holdout"),
+    outputs={"report": "report.json"},
+    facts=("backend", "backend_version", "compute_capability", "gpu_here", "profiles"),
+    # onnx and polygraphy too: one may give the numbers where ONNX Runtime cannot, the other runs the engine.
+    tools=("onnxruntime", "numpy", "onnx", "polygraphy"),
+)
