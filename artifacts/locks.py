@@ -19,7 +19,7 @@ def exclusive(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterat
     """Holds the lock file at `path`, against other processes and against other threads of this one.
 
     Args:
-        path: The lock file; it stays, empty, when nobody holds it (unlinking it would let two hold it).
+        path: The lock file, in a directory that exists; it stays, empty, when nobody holds it (unlinking it would let two hold it).
         holder: One line that says who holds it, for those who wait.
         waiting: Called with the holder's line, again and again while somebody else holds the lock; it may raise to
             give up.
@@ -27,7 +27,6 @@ def exclusive(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterat
     Raises:
         OSError: The lock file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         while not _try_lock(handle):

@@ -122,8 +122,10 @@ class Store:
         path = self._record_path(key)
         try:
             record = Record.loads(path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Miss()
+        except OSError as error:
+            return Miss(f"record {key} cannot be read: {error.strerror}")
         except (StoreError, UnicodeDecodeError) as error:
             return Miss(f"record {key} is damaged: {error}", (path,))
         if record.key != key:
@@ -231,7 +233,13 @@ class Store:
     # Working on it
 
     def lock(self, key: str, holder: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
-        """The lock of `key`; see `locks.exclusive`."""
+        """The lock of `key`; see `locks.exclusive`.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing():
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
         return locks.exclusive(self.root / "locks" / f"{key}.lock", holder, waiting)
 
     @contextmanager

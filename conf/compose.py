@@ -20,8 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from conf.errors import ConfigError, suggest
 from conf.schema import Config, Profile, Step, TensorSpec
@@ -71,6 +71,12 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
         else:
             choices.append([cast(str, override.input_line)])
     return [list(combination) for combination in itertools.product(*choices)]
+
+
+def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
+    """What can be chosen in `group`, shipped and of the user's own."""
+    directories = [Path(_package_directory(PACKAGE)), *config_dirs]
+    return sorted({path.stem for directory in directories for path in (directory / group).glob("*.yaml")})
 
 
 def register() -> None:
@@ -214,9 +220,8 @@ def _unknown_choice(error: MissingConfigException, search: Sequence[str]) -> Con
     group, _, name = str(error.missing_cfg_file or "").rpartition("/")
     if group not in GROUPS:
         return ConfigError(_first_line(error), suggest(name, GROUPS))
-    directories = [Path(_package_directory(PACKAGE)), *(Path(entry.removeprefix("file://")) for entry in search)]
-    options = [path.stem for directory in directories for path in (directory / group).glob("*.yaml")]
-    return ConfigError(f"{group}={name}: there is no {group} {name!r}", suggest(name, options))
+    own = [Path(entry.removeprefix("file://")) for entry in search]
+    return ConfigError(f"{group}={name}: there is no {group} {name!r}", suggest(name, options(group, own)))
 
 
 def _wrong_value(error: Exception) -> ConfigError:
@@ -229,7 +234,7 @@ def _wrong_value(error: Exception) -> ConfigError:
     elif cause.full_key and cause.full_key not in what:
         what = f"{cause.full_key}: {what}"
     known = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
-    if isinstance(cause, (ConfigKeyError, AttributeError)) and known:
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and known:
         return ConfigError(what, suggest(str(cause.key), known))
     return ConfigError(what)
 

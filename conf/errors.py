@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SEE = "docs/config.md lists every key and what it takes"
+"""The next step where nothing more to the point can be said."""
+
 
 class ConfigError(Exception):
     """The config, or the call, is wrong.
@@ -14,7 +17,7 @@ class ConfigError(Exception):
         next_step: One line: what the user can do about it.
     """
 
-    def __init__(self, what: str, next_step: str = "") -> None:
+    def __init__(self, what: str, next_step: str = SEE) -> None:
         super().__init__(what, next_step)
         self.what = what
         self.next_step = next_step

@@ -14,17 +14,21 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from threading import Event
-from typing import IO, Any
+from typing import IO, Any, get_type_hints
 
 from pipelines.errors import InterruptedBuildError
 from stages.stage import Job, Metrics, Progress, Stage, StageError
 
 # The working directory must not come before trtforge's own packages: many a project has a `conf` of its own.
 _START = "import sys; sys.path[:] = [p for p in sys.path if p]; from pipelines.child import main; main(sys.argv[1])"
+DEBUG = "TRTFORGE_DEBUG"
+"""A variable; where it is set, the child's traceback goes to its log."""
+
 _GRACE_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 _LOG_LINES = 3
@@ -201,7 +205,7 @@ def main(job_path: str) -> None:
         try:
             metrics = stage.run(
                 Job(
-                    config=stage.config(**job["config"]),
+                    config=_restored(stage.config, job["config"]),
                     inputs={name: [Path(path) for path in paths] for name, paths in job["inputs"].items()},
                     facts=job["facts"],
                     out=Path(job["out"]),
@@ -210,8 +214,21 @@ def main(job_path: str) -> None:
             )
         except StageError as error:
             say({"error": error.what, "next_step": error.next_step})
-            raise  # the traceback belongs in the log
+            if DEBUG in os.environ:
+                traceback.print_exc()
+            return
         say({"metrics": metrics})
+
+
+def _restored(schema: type[Any], values: Mapping[str, Any]) -> Any:
+    """The dataclass that `asdict` made `values` of."""
+    types = get_type_hints(schema)
+    return schema(
+        **{
+            name: _restored(types[name], value) if is_dataclass(types[name]) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def _die_with(parent: int) -> None:

@@ -22,8 +22,8 @@ from conf.errors import ConfigError
 from pipelines.errors import CannotBuildError, Exit, InterruptedBuildError
 from stages.stage import StageError
 
-INTERRUPT_SECONDS = 1.5
-"""After Ctrl-C, what has not ended in good order by then is ended; promised are two seconds."""
+INTERRUPT_SECONDS = 1.0
+"""After Ctrl-C, what has not ended in good order by then is ended; promised are two seconds, on a loaded machine."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,18 +49,21 @@ def verb(function: F) -> F:
     @click.option("--debug", is_flag=True, help="Print the traceback of an error.")
     @wraps(function)
     def guarded(*args: Any, debug: bool, as_json: bool, **kwargs: Any) -> NoReturn:
+        if debug:
+            os.environ["TRTFORGE_DEBUG"] = "1"
         try:
             code = function(*args, as_json=as_json, **kwargs)
         except (KeyboardInterrupt, InterruptedBuildError):
-            code = _fail(Exit.INTERRUPTED, "interrupted", "run the same command again: it goes on where it stopped", False)
+            code = _fail(
+                Exit.INTERRUPTED, "interrupted", "run the same command again: it goes on where it stopped", False
+            )
         except ConfigError as error:
             code = _fail(Exit.WRONG_CALL, error.what, error.next_step, as_json, debug)
         except CannotBuildError as error:
             code = _fail(Exit.NOBODY_CAN_BUILD, error.what, error.next_step, as_json, debug)
         except (StoreError, StageError) as error:
             code = _fail(Exit.STEP_FAILED, error.what, error.next_step, as_json, debug)
-        sys.stdout.flush()
-        sys.exit(int(code or 0))
+        _end(code)
 
     return guarded  # type: ignore[return-value]
 
@@ -78,9 +81,7 @@ def _with_config(function: F) -> F:
 @_with_config
 @click.option("-m", "--multirun", is_flag=True, help="Sweep: overrides with several values, such as flow=fp16,int8.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
-def build(
-    overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool, quiet: bool, as_json: bool
-) -> Exit:
+def build(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool, quiet: bool, as_json: bool) -> Exit:
     """Bring the flow's outputs up to date."""
     from conf.compose import sweep
 
@@ -100,8 +101,6 @@ def build(
 @_with_config
 def status(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
     """Say what is cached and what is missing, and why; run nothing."""
-    from rich.console import Console
-
     from pipelines.document import document, print_table
     from pipelines.session import open_session
 
@@ -109,7 +108,7 @@ def status(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool)
     if as_json:
         print(json.dumps(document(session), indent=1))
         return Exit.DONE
-    print_table(session, Console())
+    print_table(session)
     for outcome in session.outcomes.values():
         if outcome.reason:
             print(f"{outcome.node.id}: {outcome.state}: {outcome.reason}")
@@ -182,19 +181,18 @@ def _run(session: Any, reporter: Any, overrides: Sequence[str], config_dirs: Seq
 
         run_local(session, reporter)
     else:
-        from pipelines.flows import run_with_prefect
+        from pipelines.flows import run_with_prefect, stop_server
 
+        _at_hard_exit.append(stop_server)
         run_with_prefect(session, reporter, overrides, config_dirs)
 
 
 def _show(session: Any, title: str) -> None:
-    from rich.console import Console
-
     from pipelines.document import print_table
 
     if title:
         print(f"\n{title}")
-    print_table(session, Console())
+    print_table(session)
 
 
 def _complain(session: Any) -> None:
@@ -240,11 +238,17 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def _end_hard() -> NoReturn:
     time.sleep(INTERRUPT_SECONDS)
+    _say("interrupted", "run the same command again: it goes on where it stopped")
+    _end(Exit.INTERRUPTED)
+
+
+def _end(code: Exit) -> NoReturn:
+    """Ends the process at once: Prefect's own ending takes a second or more, in which Ctrl-C would change the code."""
     for action in _at_hard_exit:
         action()
-    _say("interrupted", "run the same command again: it goes on where it stopped")
+    sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(Exit.INTERRUPTED)
+    os._exit(code)
 
 
 if __name__ == "__main__":

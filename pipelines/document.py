@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from pipelines.execute import Outcome
 from pipelines.session import Session
+from pipelines.targets import BuildTarget
 
 
 def document(session: Session) -> dict[str, Any]:
@@ -45,8 +47,9 @@ def plans(session: Session) -> list[dict[str, Any]]:
     return found
 
 
-def print_table(session: Session, console: Console) -> None:
+def print_table(session: Session) -> None:
     """Prints the steps as a table, then one line per plan with its path."""
+    screen = console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("step", "target", "state"):
         table.add_column(column)
@@ -55,12 +58,22 @@ def print_table(session: Session, console: Console) -> None:
     for node in session.nodes:
         outcome = session.outcomes[node.id]
         size = sum(blob.bytes for blob in outcome.record.outputs.values()) if outcome.record else None
-        target = node.target.name if node.target else "-"
         seconds = f"{outcome.seconds:.1f}" if outcome.state in ("built", "failed") else "-"
-        table.add_row(node.step, target, outcome.state, seconds, "-" if size is None else in_bytes(size))
-    console.print(table)
+        table.add_row(
+            node.step,
+            node.target.name if node.target else "-",
+            outcome.state,
+            seconds,
+            "-" if size is None else in_bytes(size),
+        )
+    screen.print(table)
     for target in session.targets:
-        _print_plan(session, target, console)
+        _print_plan(session, target, screen)
+
+
+def console() -> Console:
+    """Where tables go: as wide as the terminal, and never folded in a pipe or a file."""
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def in_bytes(size: int) -> str:
@@ -73,14 +86,14 @@ def in_bytes(size: int) -> str:
     return f"{size} B" if unit == "B" else f"{amount:.1f} {unit}"
 
 
-def _print_plan(session: Session, target: Any, console: Console) -> None:
+def _print_plan(session: Session, target: BuildTarget, screen: Console) -> None:
     outcome = session.plan(target)
     if outcome is None or outcome.record is None:
         return
     directory = session.published(target)
     path = directory / "model.plan" if directory else session.store.path(outcome.record.outputs["plan"])
     told = "validated" if session.validated(target) else "not validated"
-    console.print(f"{target.name}: {path} ({told})", markup=False, highlight=False, soft_wrap=True)
+    screen.print(f"{target.name}: {path} ({told})", markup=False, highlight=False, soft_wrap=True)
 
 
 def _step(session: Session, outcome: Outcome) -> dict[str, Any]:

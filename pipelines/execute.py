@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
@@ -98,12 +98,7 @@ class Workshop:
 
     def look(self, node: Node, upstream: Mapping[str, Record]) -> Outcome:
         """How the node stands in the store: `cached` or `missing`; runs and changes nothing."""
-        key = Record(self.question(node, upstream), {}).key
-        match self.store.lookup(key):
-            case Hit(record):
-                return Outcome(node, "cached", key, record)
-            case Miss(reason):
-                return Outcome(node, "missing", key, reason=reason or NEVER_BUILT)
+        return self._look(node, self.question(node, upstream))
 
     def execute(self, node: Node, upstream: Mapping[str, Record], progress: Progress) -> Outcome:
         """Brings the node up to date: `built`, `cached` or `failed`.
@@ -115,16 +110,17 @@ class Workshop:
         key = None
         try:
             question = self.question(node, upstream)
-            key = Record(question, {}).key
-            with self.store.lock(key, f"{node.id} in process {os.getpid()} on {platform.node()}", self._wait(progress)):
-                match self.store.lookup(key):
-                    case Hit(record):
-                        return Outcome(node, "cached", key, record)
-                    case Miss(reason, damaged):
-                        for path in damaged:
-                            self.store.set_aside(path)
-                record = self._build(node, question, upstream, progress)
-            return Outcome(node, "built", key, record, time.monotonic() - started, reason or NEVER_BUILT)
+            found = self._look(node, question)
+            key = found.key
+            if found.state == "missing":
+                holder = f"{node.id} in process {os.getpid()} on {platform.node()}"
+                with self.store.lock(Record(question, {}).key, holder, self._wait(progress)):
+                    # Somebody else may have built it while this one waited.
+                    found = self._look(node, question, mend=True)
+                    if found.state == "missing":
+                        record = self._build(node, question, upstream, progress)
+                        found = replace(found, state="built", record=record, seconds=time.monotonic() - started)
+            return found
         except (StageError, StoreError) as error:
             what, next_step = error.what, error.next_step
         except OSError as error:
@@ -132,7 +128,19 @@ class Workshop:
         seconds = time.monotonic() - started
         return Outcome(node, "failed", key, None, seconds, None, what, next_step)
 
-    def _build(self, node: Node, question: Mapping[str, Any], upstream: Mapping[str, Record], progress: Progress) -> Record:
+    def _look(self, node: Node, question: Mapping[str, Any], mend: bool = False) -> Outcome:
+        key = Record(question, {}).key
+        match self.store.lookup(key):
+            case Hit(record):
+                return Outcome(node, "cached", key, record)
+            case Miss(reason, damaged):
+                for path in damaged if mend else ():
+                    self.store.set_aside(path)
+                return Outcome(node, "missing", key, reason=reason or NEVER_BUILT)
+
+    def _build(
+        self, node: Node, question: Mapping[str, Any], upstream: Mapping[str, Record], progress: Progress
+    ) -> Record:
         inputs = {name: list(paths) for name, paths in node.files.items()}
         for name, (before, output) in node.upstream.items():
             blob = upstream[before].outputs[output]
@@ -195,7 +203,7 @@ class Workshop:
 
     def _facts(self, node: Node) -> dict[str, Any]:
         known = {**self.model_facts, **(node.target.facts if node.target else {})}
-        return {fact: known[fact] for fact in node.stage.facts}
+        return {fact: known[fact] for fact in (*node.stage.facts, *node.stage.facts_when(node.config))}
 
     def _wait(self, progress: Progress) -> Any:
         def waiting(holder: str) -> None:

@@ -29,15 +29,22 @@ for _name, _value in OFFLINE.items():
 
 from prefect import flow, task  # noqa: E402 - the settings above are read on import
 from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.client.schemas import State  # noqa: E402
+from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.futures import PrefectFuture  # noqa: E402
-from prefect.states import Completed, Failed, State  # noqa: E402
+from prefect.logging.handlers import APILogWorker  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from pipelines import schedule  # noqa: E402
 from pipelines.errors import Exit  # noqa: E402
 from pipelines.execute import Outcome  # noqa: E402
+from pipelines.graph import Node  # noqa: E402
 from pipelines.reporting import Lines, Reporter  # noqa: E402
 from pipelines.session import Session, open_session  # noqa: E402
+
+DRAIN_SECONDS = 10.0
+"""How long to wait at the end until the server has heard everything; usually it is milliseconds."""
 
 _prepared: ContextVar[tuple[Session, Reporter] | None] = ContextVar("prepared", default=None)
 
@@ -54,9 +61,21 @@ def run_with_prefect(
     try:
         named = build.with_options(flow_run_name=f"{session.config.model.name}-{session.config.flow}")
         named(list(overrides), [str(path) for path in config_dirs], return_state=True)
+        # Task runs reach the server as events, from a queue that is emptied in the background.
+        EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+        APILogWorker.drain_all(timeout=DRAIN_SECONDS)
     finally:
         _prepared.reset(token)
     schedule.raise_bugs(session)
+
+
+def stop_server() -> None:
+    """Ends the temporary server that Prefect started, if it did; nothing of the run is lost, it is written through."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()  # the one there is
+    if server.server_process is not None:
+        server.server_process.terminate()
 
 
 @task(name="step", task_run_name="{node}", cache_policy=NO_CACHE, persist_result=False)
@@ -88,8 +107,9 @@ def build(overrides: list[str], config_dirs: list[str] | None = None) -> Any:
     session, reporter = prepared
     futures: dict[str, PrefectFuture[Any]] = {}
 
-    def submit(node: Any) -> PrefectFuture[Any]:
-        futures[node.id] = step.submit(node.id, wait_for=[futures[name] for name in node.before if name in futures])
+    def submit(node: Node) -> PrefectFuture[Any]:
+        before = [futures[name] for name in node.before if name in futures]
+        futures[node.id] = step.submit(node.id, return_state=False, wait_for=before)
         return futures[node.id]
 
     schedule.run(session, reporter, submit)

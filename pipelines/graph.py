@@ -78,7 +78,9 @@ def expand(config: Config, targets: Sequence[BuildTarget], files: Files) -> list
     per_target = is_per_target(config)
     order = _ordered(config)
     shared = [_node(config, name, None, files, per_target) for name in order if not per_target[name]]
-    single = [_node(config, name, target, files, per_target) for name in order if per_target[name] for target in targets]
+    single = [
+        _node(config, name, target, files, per_target) for name in order if per_target[name] for target in targets
+    ]
     return shared + single
 
 
@@ -112,7 +114,9 @@ def _check_inputs(name: str, step: Step, steps: Mapping[str, Step]) -> None:
             f"{where}.{given}: stage {step.stage} has no such input", suggest(given, (*stage.inputs, *stage.optional))
         )
     for missing in set(stage.inputs) - step.inputs.keys():
-        raise ConfigError(f"{where}: stage {step.stage} needs the input {missing}", f"give it: {where}.{missing}=STEP.OUTPUT")
+        raise ConfigError(
+            f"{where}: stage {step.stage} needs the input {missing}", f"give it: {where}.{missing}=STEP.OUTPUT"
+        )
     for given, text in step.inputs.items():
         _check_reference(f"{where}.{given}={text}", text, steps)
 
@@ -129,9 +133,7 @@ def _check_reference(where: str, text: str, steps: Mapping[str, Step]) -> None:
         raise ConfigError(f"{where}: {source} has no output {output!r}", suggest(output, allowed))
 
 
-def _node(
-    config: Config, name: str, target: BuildTarget | None, files: Files, per_target: Mapping[str, bool]
-) -> Node:
+def _node(config: Config, name: str, target: BuildTarget | None, files: Files, per_target: Mapping[str, bool]) -> Node:
     step = config.steps[name]
     stage = STAGES[step.stage]
     upstream: dict[str, Upstream] = {}
@@ -145,6 +147,8 @@ def _node(
         elif given in stage.inputs:
             raise ConfigError(
                 f"flow {config.flow}: step {name} needs model.{output}, and model {config.model.name} has none",
-                f"give it: model.{output}.path=PATH" if output in ("calibration", "holdout") else f"give model.{output}",
+                f"give it: model.{output}.path=PATH"
+                if output in ("calibration", "holdout")
+                else f"give model.{output}",
             )
     return Node(name, stage, step.config, target, upstream, own, step.time_limit_s)

@@ -30,21 +30,19 @@ def resolve(model: Model, inputs: Sequence[Mapping[str, Any]]) -> dict[str, dict
     dims = _dims(model, inputs)
     names = list(model.profiles) or ["default"]
     dynamic = [tensor for tensor in inputs if _dynamic(tensor)]
-    profiles = {name: {t["name"]: _shapes(model, name, t, dims) for t in dynamic} for name in names}
     for name, given in model.profiles.items():
         for wrong in set(given) - {tensor["name"] for tensor in inputs}:
             raise ConfigError(
                 f"model.profiles.{name}.{wrong}: the model has no input {wrong!r}",
                 suggest(wrong, [tensor["name"] for tensor in inputs]),
             )
-    missing = [t for t in dynamic if any(profiles[name][t["name"]] is None for name in names)]
+    # Of inputs without a dynamic dim, what was given is checked and not needed.
+    shapes = {(name, t["name"]): _shapes(model, name, t, dims) for name in names for t in inputs}
+    missing = [t for t in dynamic if any(shapes[name, t["name"]] is None for name in names)]
     if missing:
         raise _without_profile(missing)
-    given_static = [t for t in inputs if not _dynamic(t)]
-    for name in names:
-        for tensor in given_static:
-            _shapes(model, name, tensor, dims)  # only to check what was given
-    return {name: dict(sorted(shapes.items())) for name, shapes in profiles.items()} if dynamic else {}  # type: ignore[misc]
+    own = sorted(t["name"] for t in dynamic)
+    return {name: {i: found for i in own if (found := shapes[name, i])} for name in names} if dynamic else {}
 
 
 def _dynamic(tensor: Mapping[str, Any]) -> bool:

@@ -107,5 +107,3 @@ def summary(outcome: Outcome) -> str:
             return f"skipped: {outcome.reason}"
         case state:
             return state
-
-

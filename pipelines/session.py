@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -184,8 +184,8 @@ def open_session(
     workshop = Workshop(Store(Path(config.store.root)), {}, _provenance(config, overrides), stop or Event())
     chosen = targets.resolve(config) if any(graph.is_per_target(config).values()) else []
     signature = _signature(workshop, main, progress) if main else None
-    files = sources.collect(config.model, signature)
     facts = _model_facts(config, signature)
+    files = sources.collect(config.model, signature)
     workshop = Workshop(workshop.store, facts, workshop.provenance, workshop.stop)
     session = Session(config, chosen, graph.expand(config, chosen, files), workshop)
     session.look()
@@ -204,14 +204,10 @@ def _signature(workshop: Workshop, main: Path, progress: Progress) -> Mapping[st
 
 
 def _model_facts(config: Config, signature: Mapping[str, Any] | None) -> dict[str, JSON]:
-    inputs: Iterable[Mapping[str, Any]]
-    if signature is not None:
-        inputs, source = signature["inputs"], {"kind": "onnx"}
-    else:
-        inputs, source = [{"name": n, "shape": t.shape} for n, t in config.model.inputs.items()], _torch(config)
-    facts: dict[str, JSON] = {"source": source}
+    facts: dict[str, JSON] = {"source": _torch(config) if signature is None else {"kind": "onnx"}}
     if graph.needs_fact(config, "profiles"):
-        facts["profiles"] = profiles.resolve(config.model, list(inputs))
+        declared = [{"name": name, "shape": tensor.shape} for name, tensor in config.model.inputs.items()]
+        facts["profiles"] = profiles.resolve(config.model, signature["inputs"] if signature else declared)
     return facts
 
 
@@ -228,7 +224,10 @@ def _torch(config: Config) -> dict[str, JSON]:
         "kind": "torch",
         "entry_point": config.model.entry_point,
         "inputs": {name: {"shape": list(t.shape), "dtype": t.dtype} for name, t in config.model.inputs.items()},
-        "dims": {name: list(value) if not isinstance(value, int) else [value] * 3 for name, value in config.model.dims.items()},
+        "dims": {
+            name: list(value) if not isinstance(value, int) else [value] * 3
+            for name, value in config.model.dims.items()
+        },
         "torch": version,
     }
 
@@ -247,5 +246,3 @@ def _provenance(config: Config, overrides: Sequence[str]) -> dict[str, JSON]:
 @cache
 def _own_version() -> str:
     return metadata.version("trtforge")
-
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stages import build, calibrate, export, publish, quantize, refit, signature, surgery, validate
+from stages import build, calibrate, cast, export, publish, quantize, refit, signature, surgery, validate
 from stages.stage import Stage
 
 STAGES: Mapping[str, Stage[Any]] = {
@@ -17,6 +17,7 @@ STAGES: Mapping[str, Stage[Any]] = {
         signature,
         export,
         surgery,
+        cast,
         calibrate,
         quantize,
         build,

@@ -256,4 +256,6 @@ STAGE = Stage(
     inputs=("onnx",),
     outputs={"plan": "model.plan"},
     facts=("backend", "backend_version", "compute_capability", "gpu", "platform", "profiles"),
+    # Whether a plan comes out refittable can depend on a GPU being there; any other plan does not.
+    facts_when=lambda config: ("gpu_here",) if config.refit != "none" else (),
 )

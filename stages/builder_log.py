@@ -39,7 +39,7 @@ def make_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             print(f"[{severity.name}] {message}", file=sys.stderr)
-            if severity <= trt.ILogger.ERROR and not _NOISE.search(message):
+            if int(severity) <= int(trt.ILogger.Severity.ERROR) and not _NOISE.search(message):
                 self.errors.append(message)
 
     return Logger()

@@ -2,43 +2,22 @@
 
 Two ways lead there. An ONNX file is read with its external data, checked, and brought to another opset if asked. A
 PyTorch module is made by the user's entry point, exported, and compared with its export over the whole range of its
-dynamic dimensions.
+dynamic dimensions (`stages.torch_export`).
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import re
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stages import onnx_file
-from stages.stage import JSON, Job, Metrics, Stage, StageError
+from stages.onnx_check import check_structure, refuse_nonfinite_weights, require_opset
+from stages.stage import Job, Metrics, Stage, StageError
+from stages.torch_export import export_torch
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
-    import torch
-
-DEFAULT_OPSET = 20
-"""What a torch module is exported to: from opset 23 on `Attention` appears, which TensorRT-RTX refuses in FP32."""
-
-UNREGISTERED = "trtforge.unregistered"
-"""The domain that operators unknown to ONNX stand in while the checker looks at everything else."""
-
-INPUT_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool")
-"""Dtypes that both PyTorch and ONNX Runtime's CPU provider take as inputs."""
-
-MIN, OPT, MAX = range(3)
-
-ONE_EXPORT = threading.Lock()
-"""torch.export patches the whole process, and so does `sys.path`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +25,8 @@ class ExportConfig:
     """How a model becomes ONNX.
 
     Attributes:
-        opset: Version of ONNX's operators; None keeps that of an ONNX file and gives a torch module `DEFAULT_OPSET`.
+        opset: Version of ONNX's operators; None keeps that of an ONNX file, and gives a torch module
+            `torch_export.DEFAULT_OPSET`.
         atol: How far ONNX Runtime may be from the torch module, absolutely...
         rtol: ...and relative to the module's own output: `|onnx - torch| <= atol + rtol * |torch|`.
         optimize: Whether the torch exporter folds constants and batch normalisation.
@@ -58,63 +38,6 @@ class ExportConfig:
     optimize: bool = True
 
 
-@dataclass(frozen=True)
-class TorchSource:
-    """The fact `source` of a torch model.
-
-    Attributes:
-        entry_point: `package.module:callable`, which returns the module.
-        shapes: The shape of each input, its dynamic dimensions by name.
-        dtypes: The dtype of each input, in numpy's words.
-        dims: (min, opt, max) of each named dimension.
-    """
-
-    entry_point: str
-    shapes: Mapping[str, Sequence[int | str]]
-    dtypes: Mapping[str, str]
-    dims: Mapping[str, Sequence[int]]
-
-    @classmethod
-    def of(cls, fact: Mapping[str, Any]) -> TorchSource:
-        """Reads the fact and holds it to itself.
-
-        Raises:
-            StageError: A dimension has no range, or a dtype cannot be fed.
-        """
-        inputs: Mapping[str, Mapping[str, Any]] = fact["inputs"]
-        source = cls(
-            entry_point=fact["entry_point"],
-            shapes={name: spec["shape"] for name, spec in inputs.items()},
-            dtypes={name: spec.get("dtype", "float32") for name, spec in inputs.items()},
-            dims=fact.get("dims") or {},
-        )
-        source._check()
-        return source
-
-    def shape(self, name: str, pick: int) -> tuple[int, ...]:
-        """The shape of the input `name` with every named dimension at its `MIN`, `OPT` or `MAX`."""
-        return tuple(dim if isinstance(dim, int) else self.dims[dim][pick] for dim in self.shapes[name])
-
-    def dynamic(self, name: str) -> dict[int, str]:
-        """The axes of the input `name` that vary, and the names of their dimensions."""
-        axes = ((axis, dim) for axis, dim in enumerate(self.shapes[name]) if isinstance(dim, str))
-        return {axis: dim for axis, dim in axes if self.dims[dim][MIN] != self.dims[dim][MAX]}
-
-    def _check(self) -> None:
-        for name, shape in self.shapes.items():
-            for dim in shape:
-                if isinstance(dim, str) and dim not in self.dims:
-                    raise StageError(
-                        f"input '{name}' has the dimension '{dim}', and model.dims knows {sorted(self.dims) or 'none'}",
-                        f"give its range: model.dims.{dim}=[1,8,32]",
-                    )
-            if self.dtypes[name] not in INPUT_DTYPES:
-                raise StageError(
-                    f"input '{name}' has the dtype '{self.dtypes[name]}'; allowed are {', '.join(INPUT_DTYPES)}",
-                    "give the module inputs of one of these dtypes, and cast with the stage `cast` after the export",
-                )
-
-
 def export(job: Job[ExportConfig]) -> Metrics:
     """Writes the model as one ONNX file that the checker accepts and whose weights are finite.
 
@@ -123,12 +46,12 @@ def export(job: Job[ExportConfig]) -> Metrics:
     """
     found: Metrics
     if job.facts["source"]["kind"] == "torch":
-        model, found = _export_torch(job)
+        model, found = export_torch(job)
     else:
         model, found = _adopt_onnx(job), {}
     job.progress("check", None)
-    unregistered = _check_structure(model)
-    _refuse_nonfinite_weights(model)
+    unregistered = check_structure(model)
+    refuse_nonfinite_weights(model)
     onnx_file.write(model, job.out / STAGE.outputs["onnx"])
     initializers = (tensor for graph in onnx_file.iter_graphs(model) for tensor in graph.initializer)
     return {
@@ -141,9 +64,6 @@ def export(job: Job[ExportConfig]) -> Metrics:
     }
 
 
-# --- from an ONNX file ------------------------------------------------------------------------------------------------
-
-
 def _adopt_onnx(job: Job[ExportConfig]) -> onnx.ModelProto:
     if not job.inputs.get("onnx"):
         raise StageError("the model's source is onnx, and no ONNX file is given", "give it: model.path=net.onnx")
@@ -151,7 +71,7 @@ def _adopt_onnx(job: Job[ExportConfig]) -> onnx.ModelProto:
     model = onnx_file.read(job.file("onnx"))
     if job.config.opset in (None, onnx_file.default_opset(model)):
         return model
-    _check_structure(model)
+    check_structure(model)
     job.progress(f"convert to opset {job.config.opset}", None)
     return _convert(model, job.config.opset)
 
@@ -169,377 +89,8 @@ def _convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         # "/project/onnx/version_converter/x.h:23: adapt: Assertion `false` failed: No Previous Version of Gelu exists"
         reason = re.sub(r"^.*? failed: ", "", onnx_file.first_line(error))
         raise StageError(f"the model cannot be converted from opset {had} to {opset}: {reason}", next_step) from error
-    _require_opset(converted, opset, next_step)
+    require_opset(converted, opset, next_step)
     return converted
-
-
-def _require_opset(model: onnx.ModelProto, opset: int, next_step: str) -> None:
-    # Both converters have answered with another opset than asked, and only warned.
-    got = onnx_file.default_opset(model)
-    if got != opset:
-        raise StageError(f"opset {opset} was asked for, and the model came out with opset {got}", next_step)
-
-
-# --- what every model is held to --------------------------------------------------------------------------------------
-
-
-def _check_structure(model: onnx.ModelProto) -> list[str]:
-    """Runs ONNX's checker over `model`, but for operators that ONNX does not know.
-
-    TensorRT finds its plugins by the operator's name alone, so exporters write them into any domain, the default one
-    included; whether a plugin is there is the builder's question. A model that the checker refuses, on the other hand,
-    can crash TensorRT's parser (a node without outputs does).
-
-    Returns:
-        The operators that were left out, sorted.
-    """
-    import onnx
-
-    names = sorted({_operator(node) for node in _iter_unregistered(model)})
-    try:
-        onnx.checker.check_model(_set_aside(model) if names else model)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise StageError(f"the model breaks ONNX's rules: {_plain(error)}", "export the model again") from error
-    return names
-
-
-def _iter_unregistered(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    import onnx
-
-    functions = {(function.domain, function.name) for function in model.functions}
-    bodies = [(model.graph.node, model.opset_import), *((each.node, each.opset_import) for each in model.functions)]
-    for nodes, imports in bodies:
-        domains = {opset.domain for opset in imports}
-        for node in onnx_file.walk(nodes):
-            known = node.domain in domains and onnx.defs.has(node.op_type, node.domain)
-            if not known and (node.domain, node.op_type) not in functions:
-                yield node
-
-
-def _operator(node: onnx.NodeProto) -> str:
-    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-
-
-def _set_aside(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` whose unregistered operators stand in a domain that the checker does not look into."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for node in list(_iter_unregistered(copy)):
-        node.domain = UNREGISTERED
-    for imports in (copy.opset_import, *(function.opset_import for function in copy.functions)):
-        imports.append(onnx.helper.make_opsetid(UNREGISTERED, 1))
-    return copy
-
-
-def _plain(error: Exception) -> str:
-    """What the checker says, in one line that starts with the node it means, where it names one."""
-    what = str(error).split("==> Context:")[0]
-    node = re.search(r"[Nn]ame: (.*?) ?OpType: (\w+)", str(error))
-    where = f"node '{node[1]}' ({node[2]}): " if node else ""
-    return where + " ".join(what.split())
-
-
-def _refuse_nonfinite_weights(model: onnx.ModelProto) -> None:
-    """Refuses NaN anywhere, and infinities where they are no bound (one value) and no mask (only 0 and -inf)."""
-    import numpy as np
-
-    for name, values in _iter_constants(model):
-        if np.isfinite(values).all():
-            continue
-        nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-        is_mask = bool(((values == 0) | (values == -np.inf)).all())
-        if nan or not (values.size == 1 or is_mask):
-            raise StageError(
-                f"weights '{name}' are not finite: {nan} NaN and {infinite} infinite of {values.size} values",
-                "the training diverged or the file is damaged: export a good checkpoint",
-            )
-
-
-def _iter_constants(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
-    """Every floating-point constant of `model`, narrow types widened to float32."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    for name, tensor in onnx_file.iter_tensors(model):
-        if "FLOAT" in (kind := TensorProto.DataType.Name(tensor.data_type)) or kind == "DOUBLE":
-            array = numpy_helper.to_array(tensor)
-            yield name, array if array.dtype.kind == "f" else array.astype(np.float32)
-    for node in onnx_file.iter_nodes(model):
-        for attribute in node.attribute if node.op_type == "Constant" else ():
-            if attribute.name in ("value_float", "value_floats"):
-                yield node.output[0], np.asarray(helper.get_attribute_value(attribute), np.float32)
-
-
-# --- from a torch module ----------------------------------------------------------------------------------------------
-
-
-def _export_torch(job: Job[ExportConfig]) -> tuple[onnx.ModelProto, Metrics]:
-    source = TorchSource.of(job.facts["source"])
-    _require_torch()
-    import torch
-
-    with ONE_EXPORT, _imports_from_here(), torch.no_grad():
-        job.progress("load", None)
-        module = _make_module(source.entry_point, job.file("weights") if job.inputs.get("weights") else None)
-        case = _Case(module, source)
-        job.progress("export", None)
-        model = _trace(case, job.config)
-        job.progress("compare", None)
-        errors = _compare(case, model, job.config)
-    return model, {"torch": torch.__version__, "max_abs_error": errors}
-
-
-def _require_torch() -> None:
-    for package in ("torch", "onnxscript"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise StageError(
-                f"a model with source=torch needs {package}, which is not installed here",
-                "pip install 'trtforge[torch]'",
-            ) from error
-
-
-@contextmanager
-def _imports_from_here() -> Iterator[None]:
-    """Lets the user's modules be found in the current directory, and forgets them afterwards.
-
-    A process that stays (`trtforge serve`) would otherwise export yesterday's code under today's key.
-    """
-    here = str(Path.cwd())
-    known = {name.partition(".")[0] for name in sys.modules}
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-        for name in [name for name in sys.modules if name.partition(".")[0] not in known]:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if file.startswith(here) and "site-packages" not in file:
-                del sys.modules[name]
-
-
-def _make_module(entry_point: str, weights: Path | None) -> torch.nn.Module:
-    import torch
-
-    make = _find(entry_point)
-    try:
-        module = make(weights) if weights else make()
-    except Exception as error:
-        raise StageError(
-            f"{entry_point} raised {type(error).__name__}: {onnx_file.first_line(error)}",
-            "call it by itself in Python; it gets the path of model.weights where that is set, else nothing",
-        ) from error
-    if not isinstance(module, torch.nn.Module):
-        raise StageError(
-            f"{entry_point} returned {type(module).__name__}, and must return a torch.nn.Module",
-            "return the module itself",
-        )
-    return module.cpu().eval()
-
-
-def _find(entry_point: str) -> Callable[..., object]:
-    module_name, _, name = entry_point.partition(":")
-    if not module_name or not name:
-        raise StageError(f"the entry point '{entry_point}' is no package.module:callable", "name both, with a colon")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except Exception as error:
-        raise StageError(
-            f"the entry point {entry_point} cannot be imported: {type(error).__name__}: {onnx_file.first_line(error)}",
-            f"run trtforge in the directory that holds {module_name.partition('.')[0]}, or install that package",
-        ) from error
-    if not callable(found):
-        raise StageError(f"the entry point {entry_point} is no function: it is {type(found).__name__}", "name one")
-    return found  # type: ignore[no-any-return]
-
-
-class _Case:
-    """A module, its example inputs and its outputs by name.
-
-    Inputs are given by name where the module's `forward` has parameters of these names, else in their order.
-    """
-
-    def __init__(self, module: torch.nn.Module, source: TorchSource) -> None:
-        self.module = module
-        self.source = source
-        parameters = list(inspect.signature(module.forward).parameters)
-        self.by_name = set(source.shapes) <= set(parameters)
-        self.inputs = [name for name in parameters if name in source.shapes] if self.by_name else list(source.shapes)
-        self.outputs = self._name_outputs()
-
-    def examples(self, pick: int) -> dict[str, torch.Tensor]:
-        """Random inputs, the same ones each time, with named dimensions at their `MIN`, `OPT` or `MAX`."""
-        import torch
-
-        random = torch.Generator().manual_seed(0)
-        examples = {}
-        for name in self.inputs:
-            shape, dtype = self.source.shape(name, pick), getattr(torch, self.source.dtypes[name])
-            # 0 and 1 are the integers that are in range of every vocabulary, mask and token type.
-            values = torch.randn if dtype.is_floating_point else lambda *size, **kw: torch.randint(0, 2, size, **kw)
-            examples[name] = values(*shape, generator=random).to(dtype)
-        return examples
-
-    def run(self, pick: int) -> list[tuple[str, torch.Tensor]]:
-        """The module's outputs on its examples, by their path in what it returns."""
-        examples = self.examples(pick)
-        try:
-            result = self.module(**examples) if self.by_name else self.module(*examples.values())
-        except Exception as error:
-            sizes = ", ".join(f"{name}={list(value.shape)}" for name, value in examples.items())
-            raise StageError(
-                f"{self.source.entry_point}: the module fails on {sizes}: {onnx_file.first_line(error)}",
-                "compare the module's forward with model.inputs and model.dims",
-            ) from error
-        return list(_flatten(result))
-
-    def _name_outputs(self) -> list[str]:
-        found = [name for name, _ in self.run(OPT)]
-        named = [str(name) for name in getattr(self.module, "output_names", [])]
-        if named and len(named) != len(found):
-            raise StageError(
-                f"{self.source.entry_point}: output_names has {len(named)} names, the module {len(found)} outputs",
-                "name every output, in the order in which forward returns them",
-            )
-        return named or (["output"] if len(found) == 1 else found)
-
-
-def _flatten(result: object, name: str = "output") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors inside what a module returns: a dict's by key, a sequence's by number."""
-    import torch
-
-    if isinstance(result, torch.Tensor):
-        yield name, result
-    elif isinstance(result, Mapping):
-        for key, value in result.items():
-            yield from _flatten(value, str(key))
-    elif isinstance(result, (list, tuple)):
-        for index, value in enumerate(result):
-            yield from _flatten(value, f"{name}_{index}")
-
-
-def _trace(case: _Case, config: ExportConfig) -> onnx.ModelProto:
-    import torch
-
-    examples, opset = case.examples(OPT), config.opset or DEFAULT_OPSET
-    try:
-        program = torch.onnx.export(
-            case.module,
-            () if case.by_name else tuple(examples.values()),
-            kwargs=examples if case.by_name else None,
-            input_names=case.inputs,
-            output_names=case.outputs,
-            dynamic_shapes=_dynamic_shapes(case),
-            opset_version=opset,
-            optimize=config.optimize,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    except Exception as error:
-        raise StageError(
-            f"{case.source.entry_point}: torch cannot export the module: {_root_cause(error)}",
-            "try it by itself with torch.onnx.export(dynamo=True); give dimensions that cannot vary as numbers",
-        ) from error
-    model: onnx.ModelProto = program.model_proto
-    onnx_file.require_one_file(model, "the exported model")
-    _require_opset(model, opset, "choose an opset that torch exports to: steps.export.config.opset=20")
-    onnx_file.strip_provenance(model)
-    _require_face(model, case)
-    return model
-
-
-def _dynamic_shapes(case: _Case) -> object:
-    """What torch.export wants: a Dim for every axis that varies, one Dim for each name."""
-    import torch
-
-    dims = {
-        name: torch.export.Dim(name, min=low, max=high)
-        for name, (low, _, high) in case.source.dims.items()
-        if low != high
-    }
-    shapes = {name: {axis: dims[dim] for axis, dim in case.source.dynamic(name).items()} for name in case.inputs}
-    return shapes if case.by_name else tuple(shapes.values())
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {onnx_file.first_line(error)}"
-
-
-def _require_face(model: onnx.ModelProto, case: _Case) -> None:
-    """Holds the export to the declared inputs: flows name them in profiles and in calibration data."""
-    for name in case.inputs:
-        value = next((value for value in model.graph.input if value.name == name), None)
-        dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] if value else None
-        want = [case.source.dynamic(name).get(axis, size) for axis, size in enumerate(case.source.shape(name, OPT))]
-        if dims != want:
-            raise StageError(
-                f"{case.source.entry_point}: input '{name}' is declared as {want} and was exported as {dims}",
-                "declare what the module takes: equal dimensions under one name, fixed ones as numbers",
-            )
-
-
-def _compare(case: _Case, model: onnx.ModelProto, config: ExportConfig) -> dict[str, JSON]:
-    """The largest absolute error of each output, over the dimensions' opt, min and max."""
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise StageError(
-            f"{case.source.entry_point}: ONNX Runtime cannot load the exported model: {onnx_file.first_line(error)}",
-            "export the module in float32, and let the stage `cast` choose the precision",
-        ) from error
-    errors = dict.fromkeys(case.outputs, 0.0)
-    for pick in (OPT, MIN, MAX) if case.source.dims else (OPT,):
-        where = ", ".join(f"{name}={sizes[pick]}" for name, sizes in case.source.dims.items()) or "its fixed shapes"
-        for name, got, want in zip(case.outputs, _infer(session, case, pick, where), case.run(pick), strict=True):
-            errors[name] = max(errors[name], _error(f"output '{name}' at {where}", got, _numpy(want[1]), config))
-    return dict(errors)
-
-
-def _infer(session: Any, case: _Case, pick: int, where: str) -> list[np.ndarray]:
-    feed = {name: value.numpy() for name, value in case.examples(pick).items()}
-    try:
-        outputs: list[np.ndarray] = session.run(case.outputs, feed)
-    except Exception as error:
-        raise StageError(
-            f"{case.source.entry_point}: the exported model fails at {where}: {onnx_file.first_line(error)}",
-            "narrow model.dims to the sizes that work, and let the module give dtypes that numpy has",
-        ) from error
-    return outputs
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().double().numpy()
-    return array
-
-
-def _error(what: str, got: np.ndarray, want: np.ndarray, config: ExportConfig) -> float:
-    """The largest `|got - want|`; NaN meets NaN, and an infinity only itself."""
-    import numpy as np
-
-    if got.shape != want.shape:
-        raise StageError(f"{what} has the shape {got.shape} in ONNX and {want.shape} in torch", "narrow model.dims")
-    got = got.astype(np.float64)
-    same = (got == want) | (np.isnan(got) & np.isnan(want))
-    with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(got - want))
-    allowed = np.isfinite(difference) & (difference <= config.atol + config.rtol * np.abs(want))
-    worst = float(difference.max(initial=0.0))
-    if not (same | allowed).all():
-        raise StageError(
-            f"{what} differs between ONNX and torch by up to {worst:.3g}; "
-            f"allowed is {config.atol:g} + {config.rtol:g} * |torch|",
-            "try steps.export.config.optimize=false; if the difference is fine, raise steps.export.config.atol",
-        )
-    return worst
 
 
 STAGE = Stage(

@@ -80,7 +80,8 @@ def gpus() -> Gpus:
         from cuda.bindings import driver
 
         _call(driver.cuInit, 0)
-        return Gpus(tuple(_gpu(driver, ordinal) for ordinal in range(_call(driver.cuDeviceGetCount))))
+        found = tuple(_gpu(driver, ordinal) for ordinal in range(_call(driver.cuDeviceGetCount)))
+        return Gpus(found, "" if found else "the driver finds no GPU")
     except ImportError as error:
         return Gpus((), f"cuda-python is not installed ({error})")
     except _CudaError as error:

@@ -135,7 +135,7 @@ class _Lowering:
             return set()
         if node.op_type in UNSUPPORTED.get(self._precision, ()) or self._host.issuperset(node.output):
             return set()
-        if any(not self._types[n].HasField("tensor_type") if n in self._types else True for n in names):
+        if any(n not in self._types or not self._types[n].HasField("tensor_type") for n in names):
             return set()  # sequences, optionals, and results of operators that ONNX does not know
         admitted = {
             constraint.type_param_str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ from stages.stage import StageError
 
 if TYPE_CHECKING:
     import onnx
+
+_UNKNOWN_DOMAIN = "trtforge.unknown"
 
 _MOST_NODES_NAMED = 5
 """A model with one unsupported operator often has it 45 times."""
@@ -99,34 +103,28 @@ def parser_error(parser: Any) -> StageError:
     )
 
 
-class _foreign:  # noqa: N801 - reads as a verb: with _foreign(model)
+@contextmanager
+def _foreign(model: onnx.ModelProto) -> Iterator[None]:
     """While it lasts, operators that ONNX's own domain does not have stand in a domain that the checker leaves out."""
+    import onnx
 
-    domain = "trtforge.unknown"
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        import onnx
-
-        self.model = model
-        version = onnx_file.default_opset(model) or 1
-        self.unknown = [
-            node
-            for node in onnx_file.iter_nodes(model)
-            if node.domain in ("", "ai.onnx") and not _knows(onnx.defs, node.op_type, version)
-        ]
-
-    def __enter__(self) -> None:
-        if self.unknown:
-            self.model.opset_import.add(domain=self.domain, version=1)
-        self.domains = [node.domain for node in self.unknown]
-        for node in self.unknown:
-            node.domain = self.domain
-
-    def __exit__(self, *_: object) -> None:
-        for node, domain in zip(self.unknown, self.domains, strict=True):
-            node.domain = domain
-        if self.unknown:
-            del self.model.opset_import[-1]
+    version = onnx_file.default_opset(model) or 1
+    unknown = [
+        node
+        for node in onnx_file.iter_nodes(model)
+        if node.domain in ("", "ai.onnx") and not _knows(onnx.defs, node.op_type, version)
+    ]
+    before = [node.domain if node.HasField("domain") else None for node in unknown]
+    model.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+    for node in unknown:
+        node.domain = _UNKNOWN_DOMAIN
+    try:
+        yield
+    finally:
+        del model.opset_import[-1]
+        for node, domain in zip(unknown, before, strict=True):
+            # An empty domain and none are two serializations, and the bytes of the model must not change.
+            node.ClearField("domain") if domain is None else setattr(node, "domain", domain)
 
 
 def _knows(defs: Any, operator: str, version: int) -> bool:

@@ -56,6 +56,8 @@ def read(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
             f"{len(model.opset_import)} opsets, and needs at least one of each",
             "give a whole ONNX file that has a graph",
         )
+    if not _is_text(model):
+        raise StageError(f"{path}: a damaged ONNX file: some names in it are not text", "download or export it again")
     if external_data:
         _load_external_data(model, path)
     return model
@@ -214,6 +216,22 @@ def _no_onnx(path: Path, content: bytes) -> StageError:
         f"{path}: not an ONNX file, or a truncated one ({len(content)} bytes, which do not decode)",
         "compare its size with the original's, then download or export it again",
     )
+
+
+def _is_text(message: Message) -> bool:
+    """Whether every string inside `message` is UTF-8; protobuf hands out others as bytes, and nobody expects those."""
+    from google.protobuf.message import Message
+    from onnx import TensorProto
+
+    if isinstance(message, TensorProto):  # listing its fields would copy the weights
+        return isinstance(message.name, str)
+    for field, value in message.ListFields():
+        values = (value,) if isinstance(value, (str, bytes, Message)) else value
+        if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in values):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(_is_text(inner) for inner in values):
+            return False
+    return True
 
 
 def _too_large(what: str) -> StageError:

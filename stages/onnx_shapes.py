@@ -11,12 +11,16 @@ HEAVY_BYTES = 1024
 """Initializers above this are weights: no shape is computed from them, so shape inference need not see them."""
 
 
-def infer(model: ModelProto) -> ModelProto:
+def infer(model: ModelProto, *, strict: bool = False) -> ModelProto:
     """The graph of `model` without its heavy initializers, with the types and shapes that follow from the inputs alone.
 
     What the model declares for tensors between inputs and outputs is not trusted (TensorRT's parser does not either,
     and a wrong declaration would turn into a wrong constant), except for the results of operators that ONNX does not
     know. Dimensions that nothing is known about get names such as `unk__0`.
+
+    Args:
+        model: Any model; unchanged.
+        strict: Raise at the first node whose inference fails. If not, only what follows from it stays unknown.
 
     Raises:
         Exception: Whatever `onnx.shape_inference` raises; the message is for people.
@@ -31,7 +35,7 @@ def infer(model: ModelProto) -> ModelProto:
     for value in light.graph.output:
         if value.name in known and value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
-    return shape_inference.infer_shapes(light, data_prop=True)
+    return shape_inference.infer_shapes(light, strict_mode=strict, data_prop=True)
 
 
 def lighten(model: ModelProto) -> ModelProto:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
-JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Metrics: TypeAlias = dict[str, JSON]
 Progress: TypeAlias = Callable[[str, "float | None"], None]
 """`progress(phase, fraction)`: what is being done, and how much of it is done (0 to 1, None where nobody knows)."""
@@ -99,6 +99,7 @@ class Stage(Generic[C]):
         optional: Names of the inputs that it may give.
         outputs: File name of each output, by the output's name.
         facts: Names out of `TARGET_FACTS` and `MODEL_FACTS`.
+        facts_when: Further facts that matter only for some configs.
         tools: Distributions whose installed version can change the result.
     """
 
@@ -111,6 +112,7 @@ class Stage(Generic[C]):
     optional: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
+    facts_when: Callable[[C], tuple[str, ...]] = lambda config: ()
 
     @property
     def per_target(self) -> bool:

@@ -85,10 +85,14 @@ def _fold_all(model: ModelProto, job: Job[SurgeryConfig]) -> tuple[Folding, str]
 
 
 def _inferred(model: ModelProto) -> tuple[ModelProto | None, str]:
-    try:
-        return onnx_shapes.infer(model), ""
-    except Exception as error:  # C++ raises InferenceError, RuntimeError and others; a stage goes on without shapes
-        return None, onnx_graph.first_line(error)
+    """The shapes, and what inference complained about: where one node fails, the others still have shapes."""
+    problem = ""
+    for strict in (True, False):
+        try:
+            return onnx_shapes.infer(model, strict=strict), problem
+        except Exception as error:  # C++ raises InferenceError, RuntimeError and others
+            problem = problem or onnx_graph.first_line(error)
+    return None, problem
 
 
 def _drop_aliases(model: ModelProto) -> int:

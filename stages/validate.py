@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from stages import backends, batches, plan, profiles
 from stages.comparison import RELATIVE_FLOOR, Comparison
+from stages.gpus import use
 from stages.runtimes import Runtime, open_onnx, open_plan
 from stages.stage import JSON, Job, Metrics, Stage, StageError
 
@@ -61,6 +62,7 @@ def validate(job: Job[ValidateConfig]) -> Metrics:
     with ExitStack() as stack:
         runtimes = {"the candidate": candidate}
         if reason is None:
+            use(job.facts["compute_capability"])
             runtimes["the engine"] = stack.enter_context(open_plan(job.file("plan"), job.facts["backend"], found))
             comparisons["the engine"] = Comparison("the engine")
         for batch, labels, done in _feeds(job, reference, found):

@@ -1,0 +1,143 @@
+"""Runs of the real command line, each in a directory and a store of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("trtforge")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+    def states(self) -> dict[str, str]:
+        """`build[l4]` -> `built`"""
+        steps = self.document["steps"]
+        return {f"{s['step']}[{s['target']}]" if s["target"] else s["step"]: s["state"] for s in steps}
+
+    def step(self, name: str, target: str | None = None) -> Any:
+        return next(s for s in self.document["steps"] if (s["step"], s["target"]) == (name, target))
+
+
+@dataclass
+class Forge:
+    """The command line in a working directory of its own."""
+
+    home: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Path:
+        return self.home / ".trtforge"
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "TRTFORGE_"))
+        }
+        environment |= {"PREFECT_HOME": str(self.home / "prefect"), **self.environment}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+        return subprocess.Popen(
+            [str(COMMAND), *arguments],
+            cwd=self.home,
+            env=environment,
+            text=True,
+            start_new_session=True,
+            **{**pipes, **options},
+        )
+
+    def __call__(self, *arguments: str) -> Ran:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=240)
+        return Ran(process.returncode, out, err)
+
+    def build(self, *overrides: str) -> Ran:
+        """`trtforge build --json` without an engine around it."""
+        return self("build", "--json", "runner=local", *overrides)
+
+    def status(self, *overrides: str) -> Ran:
+        return self("status", "--json", *overrides)
+
+    def records(self) -> set[str]:
+        return {path.stem for path in (self.store / "records").glob("*.json")}
+
+
+@pytest.fixture
+def forge(tmp_path: Path) -> Forge:
+    """A command line with an empty store."""
+    return Forge(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def default_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store after a build with no override."""
+    built = Forge(tmp_path_factory.mktemp("default"))
+    ran = built.build()
+    assert ran.code == 0, ran.err
+    return built.store
+
+
+@pytest.fixture
+def built(tmp_path: Path, default_store: Path) -> Forge:
+    """A command line whose store holds the default build already."""
+    shutil.copytree(default_store, tmp_path / ".trtforge", symlinks=True)
+    return Forge(tmp_path)
+
+
+@pytest.fixture
+def child_of() -> Iterator[Callable[[subprocess.Popen[str], str], int]]:
+    """Waits for the child process in which a running build executes a stage, and returns its process id."""
+
+    def find(build: subprocess.Popen[str], stage: str) -> int:
+        deadline = time.monotonic() + 60
+        while build.poll() is None and time.monotonic() < deadline:
+            for entry in Path("/proc").glob("[0-9]*"):
+                if _runs(entry, build.pid, stage):
+                    return int(entry.name)
+            time.sleep(0.005)
+        raise AssertionError(f"the build never ran {stage}")
+
+    yield find
+
+
+def _runs(entry: Path, parent: int, stage: str) -> bool:
+    try:
+        arguments = (entry / "cmdline").read_bytes().split(b"\0")
+        own_parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        job = Path(arguments[-2].decode()) if len(arguments) > 2 else Path()
+        return own_parent == parent and job.name == "job.json" and json.loads(job.read_text())["stage"] == stage
+    except (OSError, ValueError, IndexError):
+        return False  # it has just ended
+
+
+@pytest.fixture
+def interrupt() -> Callable[[subprocess.Popen[str]], tuple[int, float]]:
+    """Presses Ctrl-C: the signal goes to the whole group, as a terminal sends it. Returns exit code and seconds."""
+
+    def press(process: subprocess.Popen[str]) -> tuple[int, float]:
+        started = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+        return process.returncode, time.monotonic() - started
+
+    return press

@@ -1,0 +1,254 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from stages.comparison import Comparison
+from stages.gpus import gpus
+from stages.stage import Job, Metrics, StageError
+from stages.validate import STAGE, ValidateConfig, validate
+from tests.stages.stage_runs import PROFILE, classifier, conv, facts, model, run_stage, save
+
+DIGITS = Path(__file__).parents[2] / "conf" / "data" / "digits"
+DIGITS_PROFILE = {"default": {"images": {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8], "max": [64, 1, 8, 8]}}}
+
+
+def run(
+    out: Path, reference: Path, candidate: Path, config: ValidateConfig | None = None, **inputs: Any
+) -> tuple[Metrics, dict[str, Any]]:
+    profiles = inputs.pop("profiles", PROFILE)
+    files = {"reference": [reference], "onnx": [candidate]} | {name: [path] for name, path in inputs.items()}
+    metrics = validate(Job(config or ValidateConfig(), files, facts(profiles=profiles), out))
+    return metrics, json.loads((out / STAGE.outputs["report"]).read_text())
+
+
+def holdout(path: Path, count: int = 20, **others: Any) -> Path:
+    images = np.random.default_rng(5).standard_normal((count, 4, 8, 8)).astype(np.float32)
+    np.savez(path, **{"x": images, **others})
+    return path
+
+
+def test_a_model_against_itself_has_no_error(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx")
+    metrics, report = run(tmp_path, path, path)
+    assert (metrics["max_abs_error"], metrics["cosine"], metrics["top1_agreement"]) == (0.0, 1.0, 1.0)
+    assert metrics["sqnr_db"] is None and metrics["runtime"] == "onnxruntime"
+    assert report["summary"] == metrics
+    assert report["relative_error"] == "|candidate - reference| / max(|reference|, 1e-06)"
+
+
+def test_the_numbers_are_those_of_their_formulas_over_all_batches(tmp_path: Path) -> None:
+    import onnxruntime
+
+    one, other = classifier(tmp_path / "one.onnx"), classifier(tmp_path / "other.onnx", noise=0.05)
+    data = holdout(tmp_path / "data.npz")
+    _, report = run(tmp_path, one, other, ValidateConfig(batch_size=7), holdout=data)
+    feed = {"x": np.load(data)["x"]}
+    r, c = (onnxruntime.InferenceSession(str(path)).run(None, feed)[0].astype(np.float64) for path in (one, other))
+    error = np.abs(c - r)
+    got = report["candidate"]["outputs"]["logits"]
+    assert got["values"] == 20 * 5
+    assert got["max_abs_error"] == pytest.approx(error.max(), rel=1e-4)
+    assert got["mean_abs_error"] == pytest.approx(error.mean(), rel=1e-4)
+    assert got["max_relative_error"] == pytest.approx((error / np.maximum(np.abs(r), 1e-6)).max(), rel=1e-3)
+    assert got["cosine"] == pytest.approx((r * c).sum() / np.linalg.norm(r) / np.linalg.norm(c), rel=1e-6)
+    assert got["sqnr_db"] == pytest.approx(10 * math.log10((r * r).sum() / (error * error).sum()), rel=1e-3)
+    assert got["top1_agreement"] == pytest.approx((r.argmax(1) == c.argmax(1)).mean())
+
+
+def test_labels_give_the_accuracy_of_both_and_the_drop(tmp_path: Path) -> None:
+    config = ValidateConfig(labels="labels", batch_size=50)
+    path, data = DIGITS / "digits.onnx", DIGITS / "holdout.npz"
+    metrics, report = run(tmp_path, path, path, config, holdout=data, profiles=DIGITS_PROFILE)
+    assert metrics["inputs"] == "held-out" and metrics["samples"] == 360
+    assert report["candidate"]["accuracy"]["count"] == 360
+    assert metrics["accuracy"] == metrics["accuracy_reference"] > 0.95
+    assert metrics["accuracy_drop"] == 0.0
+
+
+def test_a_worse_model_drops_in_accuracy(tmp_path: Path) -> None:
+    import onnxruntime
+
+    one, other = classifier(tmp_path / "one.onnx"), classifier(tmp_path / "other.onnx", noise=0.5)
+    feed = {"x": np.load(holdout(tmp_path / "x.npz"))["x"]}
+    labels = onnxruntime.InferenceSession(str(one)).run(None, feed)[0].argmax(1)
+    data = holdout(tmp_path / "data.npz", labels=labels)
+    metrics, _ = run(tmp_path, one, other, ValidateConfig(labels="labels"), holdout=data)
+    assert metrics["accuracy_reference"] == 1.0
+    assert metrics["accuracy_drop"] == pytest.approx(1.0 - float(str(metrics["accuracy"]))) != 0.0
+
+
+def test_without_held_out_data_every_shape_of_the_profile_is_generated_and_said(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx")
+    metrics, _ = run(tmp_path, path, path, ValidateConfig(generated_samples=1))
+    assert metrics["inputs"] == "generated" and metrics["samples"] == 1 + 4 + 8
+    assert metrics["accuracy"] is None
+
+
+def test_generated_inputs_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    one, other = classifier(tmp_path / "one.onnx"), classifier(tmp_path / "other.onnx", noise=0.1)
+    errors = [run(tmp_path, one, other, ValidateConfig(seed=seed))[0]["mean_abs_error"] for seed in (1, 1, 2)]
+    assert errors[0] == errors[1] != errors[2]
+
+
+def test_a_static_model_needs_no_profile(tmp_path: Path) -> None:
+    path = conv(tmp_path / "model.onnx")
+    metrics, _ = run(tmp_path, path, path, profiles={})
+    assert metrics["samples"] == 8 and metrics["top1_agreement"] is None
+
+
+def test_a_model_with_a_fixed_batch_takes_held_out_data_in_its_own_batches(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx", batch=4)
+    metrics, _ = run(tmp_path, path, path, holdout=holdout(tmp_path / "data.npz"), profiles={})
+    assert metrics["samples"] == 20
+
+
+def test_at_most_max_samples_are_read(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx")
+    metrics, _ = run(tmp_path, path, path, ValidateConfig(max_samples=5), holdout=holdout(tmp_path / "d.npz"))
+    assert metrics["samples"] == 5
+
+
+def test_a_candidate_with_fp16_inputs_is_fed_and_compared(tmp_path: Path) -> None:
+    reference, candidate = conv(tmp_path / "f32.onnx"), conv(tmp_path / "f16.onnx", np.float16)
+    metrics, _ = run(tmp_path, reference, candidate, profiles={})
+    assert 0 < float(str(metrics["max_abs_error"])) < 0.1 and float(str(metrics["cosine"])) > 0.9999
+
+
+def test_a_bf16_model_runs_in_the_reference_evaluator_and_the_report_says_so(tmp_path: Path) -> None:
+    reference = classifier(tmp_path / "f32.onnx")
+    candidate = classifier(tmp_path / "bf16.onnx", ml_dtypes.bfloat16)
+    metrics, report = run(tmp_path, reference, candidate)
+    assert metrics["runtime"] == "onnx reference evaluator"
+    assert 0.999 < float(str(metrics["cosine"])) < 1.0
+    assert report["runtimes"]["reference"]["name"] == "onnxruntime"
+    assert "Conv" in report["runtimes"]["candidate"]["reason"]
+
+
+def test_a_model_with_bf16_inputs_and_outputs_runs_too(tmp_path: Path) -> None:
+    reference, candidate = conv(tmp_path / "f32.onnx"), conv(tmp_path / "bf16.onnx", ml_dtypes.bfloat16)
+    metrics, _ = run(tmp_path, reference, candidate, profiles={})
+    assert metrics["runtime"] == "onnx reference evaluator" and float(str(metrics["cosine"])) > 0.999
+
+
+def test_a_model_that_nothing_can_run_says_why_of_both(tmp_path: Path) -> None:
+    proto = model([helper.make_node("Mystery", ["x"], ["y"], domain="acme")], {"x": [1]}, {"y": [1]})
+    proto.opset_import.add(domain="acme", version=1)
+    path = save(proto, tmp_path / "model.onnx")
+    with pytest.raises(StageError, match=r"neither ONNX Runtime \(.*Mystery.*\) nor ONNX's reference evaluator \(.+\)"):
+        run(tmp_path, path, path)
+
+
+def test_outputs_of_other_names_are_refused_with_both(tmp_path: Path) -> None:
+    one, other = classifier(tmp_path / "one.onnx"), classifier(tmp_path / "other.onnx", rename="scores")
+    with pytest.raises(StageError, match="candidate has the outputs scores, the reference has logits"):
+        run(tmp_path, one, other)
+
+
+def test_outputs_of_other_shapes_are_refused_with_both(tmp_path: Path) -> None:
+    one, other = classifier(tmp_path / "one.onnx"), classifier(tmp_path / "other.onnx", classes=6)
+    with pytest.raises(StageError, match=r"'logits' of the candidate has the shape \(1, 6\), the reference's \(1, 5\)"):
+        run(tmp_path, one, other)
+
+
+def test_inputs_of_other_names_are_refused_with_both(tmp_path: Path) -> None:
+    other = save(model([helper.make_node("Relu", ["z"], ["y"])], {"z": [1]}, {"y": [1]}), tmp_path / "z.onnx")
+    one = save(model([helper.make_node("Relu", ["x"], ["y"])], {"x": [1]}, {"y": [1]}), tmp_path / "x.onnx")
+    with pytest.raises(StageError, match="the model takes z, the reference x"):
+        run(tmp_path, one, other, profiles={})
+
+
+def test_an_overflow_is_refused_with_output_and_place(tmp_path: Path) -> None:
+    """1000 * 1000 is beyond fp16's 65504."""
+    outputs = {}
+    for elem, name in ((TensorProto.FLOAT, "f32"), (TensorProto.FLOAT16, "f16")):
+        nodes = [helper.make_node("Mul", ["x", "x"], ["y"])]
+        outputs[name] = save(model(nodes, {"x": ["n", 2]}, {"y": ["n", 2]}, dtype=elem), tmp_path / f"{name}.onnx")
+    np.savez(tmp_path / "d.npz", x=np.array([[1, 2], [3, 4], [5, 1000]], np.float32))
+    with pytest.raises(StageError, match=r"'y' of the candidate has 1 values that are not finite.*\[0, 1\].*sample 2"):
+        run(tmp_path, outputs["f32"], outputs["f16"], ValidateConfig(batch_size=1), holdout=tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros(19, int), "different numbers of samples"),
+        (np.full(20, 5), "labels go from 5 to 5, and the scores have the classes 0 to 4"),
+        (np.full(20, -1), "labels go from -1"),
+        (np.zeros(20, np.float32), "each needs one whole number"),
+        (np.zeros((20, 5), int), "each needs one whole number"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels: Any, words: str, tmp_path: Path) -> None:
+    path, data = classifier(tmp_path / "model.onnx"), holdout(tmp_path / "data.npz", labels=labels)
+    with pytest.raises(StageError, match=words):
+        run(tmp_path, path, path, ValidateConfig(labels="labels"), holdout=data)
+
+
+def test_labels_without_held_out_data_are_refused(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx")
+    with pytest.raises(StageError, match="no held-out data"):
+        run(tmp_path, path, path, ValidateConfig(labels="labels"))
+
+
+def test_labels_for_a_model_without_scores_are_refused(tmp_path: Path) -> None:
+    path, data = conv(tmp_path / "model.onnx"), tmp_path / "data.npz"
+    np.savez(data, x=np.zeros((3, 4, 8, 8), np.float32), labels=np.zeros(3, int))
+    with pytest.raises(StageError, match=r"labels need an output of floats \(N, K\)"):
+        run(tmp_path, path, path, ValidateConfig(labels="labels"), holdout=data, profiles={})
+
+
+def test_a_plan_is_checked_without_a_gpu_and_the_report_says_that_it_was_not_executed(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx")
+    run_stage("build", tmp_path, {"onnx": path}, given=facts(profiles=PROFILE))
+    metrics, report = run(tmp_path, path, path, plan=tmp_path / "model.plan")
+    assert metrics["engine_executed"] is False and metrics["reason"] == "no GPU of 8.9 here"
+    assert metrics["engine"] is None and report["engine"] is None
+
+
+def test_a_plan_for_another_target_is_refused_without_a_gpu_too(tmp_path: Path) -> None:
+    path = conv(tmp_path / "model.onnx")
+    run_stage("build", tmp_path, {"onnx": path}, given=facts("8.6"))
+    with pytest.raises(StageError, match="plan was built for sm_86, the target is sm_89"):
+        run(tmp_path, path, path, plan=tmp_path / "model.plan", profiles={})
+
+
+def test_progress_ends_at_one(tmp_path: Path) -> None:
+    path, seen = classifier(tmp_path / "model.onnx"), []
+    files = {"reference": [path], "onnx": [path], "holdout": [holdout(tmp_path / "d.npz")]}
+    job = Job(ValidateConfig(8), files, facts(profiles=PROFILE), tmp_path, lambda phase, done: seen.append(done))
+    validate(job)
+    assert seen[-1] == 1.0 and seen[1:] == sorted(seen[1:])
+
+
+def test_zeros_against_zeros_are_equal_and_zeros_against_something_are_not() -> None:
+    compared = Comparison("it")
+    compared.add({"y": np.zeros((2, 3))}, {"y": np.zeros((2, 3))}, None)
+    assert compared.summary()["cosine"] == 1.0
+    compared.add({"y": np.zeros((2, 3))}, {"y": np.ones((2, 3))}, None)
+    assert compared.summary()["cosine"] == 0.0 and compared.summary()["sqnr_db"] is None
+
+
+def test_the_worst_output_is_the_one_with_the_most_noise_for_its_signal() -> None:
+    compared = Comparison("it")
+    reference = {"large": np.full((1, 2), 1000.0), "small": np.full((1, 2), 0.001)}
+    compared.add(reference, {"large": reference["large"] + 0.1, "small": reference["small"] + 0.01}, None)
+    assert compared.summary()["worst_output"] == "small"
+    assert compared.summary()["max_abs_error"] == pytest.approx(0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpus().of("8.9"), reason="no GPU of 8.9 here: no plan is executed")
+def test_on_the_targets_gpu_the_engine_is_executed_and_compared(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx")
+    given = facts(profiles=PROFILE, gpu_here=True)
+    run_stage("build", tmp_path, {"onnx": path}, given=given)
+    inputs = {"reference": path, "onnx": path, "plan": tmp_path / "model.plan"}
+    answer, _ = run_stage("validate", tmp_path, inputs, given=given)
+    assert answer["metrics"]["engine_executed"] is True
+    assert answer["metrics"]["engine"]["cosine"] > 0.999
