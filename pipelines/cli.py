@@ -19,7 +19,7 @@ import click
 
 from artifacts.errors import StoreError
 from conf.errors import ConfigError
-from pipelines.errors import CannotBuildError, Exit, InterruptedBuildError
+from pipelines.errors import CannotBuildError, EngineError, Exit, InterruptedBuildError
 from stages.stage import StageError
 
 INTERRUPT_SECONDS = 1.0
@@ -61,7 +61,7 @@ def verb(function: F) -> F:
             code = _fail(Exit.WRONG_CALL, error.what, error.next_step, as_json, debug)
         except CannotBuildError as error:
             code = _fail(Exit.NOBODY_CAN_BUILD, error.what, error.next_step, as_json, debug)
-        except (StoreError, StageError) as error:
+        except (StoreError, StageError, EngineError) as error:
             code = _fail(Exit.STEP_FAILED, error.what, error.next_step, as_json, debug)
         _end(code)
 
@@ -249,7 +249,3 @@ def _end(code: Exit) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -56,9 +56,8 @@ def print_examination(found: dict[str, Any]) -> None:
     gpus = ", ".join(f"{gpu['name']} ({gpu['compute_capability']})" for gpu in found["gpus"])
     say(f"GPUs: {gpus or 'none: ' + str(found['gpus_reason'])}")
     for name, backend in found["backends"].items():
-        say(
-            f"backend {name}: {backend['version'] or 'missing'}{': ' + backend['problem'] if backend['problem'] else ''}"
-        )
+        problem = f": {backend['problem']}" if backend["problem"] else ""
+        say(f"backend {name}: {backend['version'] or 'missing'}{problem}")
     say(f"Prefect: {found['prefect_api_url'] or 'no PREFECT_API_URL: a temporary server for each build'}")
     store = found["store"]
     say(f"store: {store['root']}, {store['records']} records, {in_bytes(store['free_bytes'])} free"

@@ -30,5 +30,19 @@ class CannotBuildError(Exception):
         self.next_step = next_step
 
 
+class EngineError(Exception):
+    """Prefect could not run the flow.
+
+    Args:
+        what: One line: what it said.
+        next_step: One line: what the user can do about it.
+    """
+
+    def __init__(self, what: str, next_step: str = "") -> None:
+        super().__init__(what, next_step)
+        self.what = what
+        self.next_step = next_step
+
+
 class InterruptedBuildError(Exception):
     """The user asked to stop while a step was running."""

@@ -7,6 +7,7 @@ Only this module imports Prefect, and nobody imports this module while nothing h
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -37,7 +38,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from pipelines import schedule  # noqa: E402
-from pipelines.errors import Exit  # noqa: E402
+from pipelines.errors import EngineError, Exit  # noqa: E402
 from pipelines.execute import Outcome  # noqa: E402
 from pipelines.graph import Node  # noqa: E402
 from pipelines.reporting import Lines, Reporter  # noqa: E402
@@ -55,6 +56,7 @@ def run_with_prefect(
     """Runs a session that is planned already as one flow run.
 
     Raises:
+        EngineError: Prefect's server cannot be reached or started.
         InterruptedBuildError: The user asked to stop.
     """
     token = _prepared.set((session, reporter))
@@ -64,6 +66,13 @@ def run_with_prefect(
         # Task runs reach the server as events, from a queue that is emptied in the background.
         EventsWorker.drain_all(timeout=DRAIN_SECONDS)
         APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+    except Exception as error:
+        schedule.raise_bugs(session)
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EngineError(
+            f"Prefect cannot run the flow: {what}",
+            "check PREFECT_API_URL and that its server runs; runner=local runs the same steps without Prefect",
+        ) from error
     finally:
         _prepared.reset(token)
     schedule.raise_bugs(session)
@@ -71,11 +80,12 @@ def run_with_prefect(
 
 def stop_server() -> None:
     """Ends the temporary server that Prefect started, if it did; nothing of the run is lost, it is written through."""
-    from prefect.server.api.server import SubprocessASGIServer
-
-    server = SubprocessASGIServer()  # the one there is
-    if server.server_process is not None:
-        server.server_process.terminate()
+    # Looked up, not imported: importing Prefect's server takes a second, of the two in which Ctrl-C must end.
+    module = sys.modules.get("prefect.server.api.server")
+    if module is not None:
+        server = module.SubprocessASGIServer()  # the one there is
+        if server.server_process is not None:
+            server.server_process.terminate()
 
 
 @task(name="step", task_run_name="{node}", cache_policy=NO_CACHE, persist_result=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -12,8 +11,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from pipelines.execute import Outcome
 
 
-class Reporter(Protocol):
-    """Told what happens, from any thread."""
+class Reporter:
+    """Told what happens, from any thread; says nothing."""
 
     def started(self, name: str) -> None:
         """A step begins."""
@@ -25,33 +24,22 @@ class Reporter(Protocol):
         """A step has ended."""
 
     def close(self) -> None:
-        """The run is over; the terminal is as it was."""
+        """The run is over: leaves the terminal as it was."""
 
 
-class Quiet:
-    """Says nothing."""
-
-    def started(self, name: str) -> None: ...
-    def progressed(self, name: str, phase: str, fraction: float | None) -> None: ...
-    def finished(self, outcome: Outcome) -> None: ...
-    def close(self) -> None: ...
-
-
-class Lines:
+class Lines(Reporter):
     """A line when a step begins and one when it ends, on stderr: for logs."""
 
     def started(self, name: str) -> None:
+        """Prints that it begins."""
         print(f"{name}: started", file=sys.stderr, flush=True)
 
-    def progressed(self, name: str, phase: str, fraction: float | None) -> None: ...
-
     def finished(self, outcome: Outcome) -> None:
+        """Prints how it ended."""
         print(f"{outcome.node.id}: {summary(outcome)}", file=sys.stderr, flush=True)
 
-    def close(self) -> None: ...
 
-
-class Live:
+class Live(Reporter):
     """A bar per running step, on the terminal behind stderr."""
 
     def __init__(self) -> None:
@@ -69,16 +57,19 @@ class Live:
         self._progress.start()
 
     def started(self, name: str) -> None:
+        """Adds its bar."""
         with self._lock:
             self._bars[name] = self._progress.add_task("", total=None, step=name)
 
     def progressed(self, name: str, phase: str, fraction: float | None) -> None:
+        """Moves its bar."""
         with self._lock:
             if name in self._bars:
                 total = None if fraction is None else 1.0
                 self._progress.update(self._bars[name], description=phase[:48], total=total, completed=fraction or 0.0)
 
     def finished(self, outcome: Outcome) -> None:
+        """Replaces its bar by a line that stays."""
         with self._lock:
             bar = self._bars.pop(outcome.node.id, None)
             if bar is not None:
@@ -86,13 +77,14 @@ class Live:
         self._progress.console.print(f"{outcome.node.id}: {summary(outcome)}", markup=False, highlight=False)
 
     def close(self) -> None:
+        """Removes what is left of the bars and shows the cursor again."""
         self._progress.stop()
 
 
 def choose(quiet: bool) -> Reporter:
     """The reporter that fits where stderr goes."""
     if quiet:
-        return Quiet()
+        return Reporter()
     return Live() if sys.stderr.isatty() else Lines()
 
 

@@ -61,8 +61,10 @@ def collect(model: Model, signature: Mapping[str, Any] | None) -> Files:
 
 
 def modules(entry_point: str) -> list[Path]:
-    """The Python files that decide what `package.module:callable` returns: its module and, followed through their
-    imports, the modules of its own top-level package. Nothing is imported to find out.
+    """The Python files that decide what `package.module:callable` returns.
+
+    They are its module and, followed through their imports, the modules of its own top-level package. Nothing is
+    imported to find out.
 
     Raises:
         ConfigError: The module cannot be found.

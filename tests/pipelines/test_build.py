@@ -135,7 +135,7 @@ def test_a_step_that_gives_the_same_bytes_again_leaves_all_after_it_cached(built
 
 def test_another_setting_of_the_builder_runs_the_builder_only(built):
     states = built.build("steps.build.config.max_aux_streams=0", "targets=[a10]").states()
-    assert [name for name, state in states.items() if state == "built"][0] == "build[a10]"
+    assert next(name for name, state in states.items() if state == "built") == "build[a10]"
     assert all(states[name] == "cached" for name in SHARED)
 
 

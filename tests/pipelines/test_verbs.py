@@ -1,0 +1,112 @@
+"""`status`, `ls`, `inspect` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+DIGITS = Path(__file__).parents[2] / "conf/data/digits/digits.onnx"
+
+
+def test_status_runs_nothing(forge):
+    ran = forge.status("targets=[l4]")
+    assert ran.code == 0
+    assert ran.states()["export"] == "missing"
+    assert ran.step("export")["key"]
+    assert ran.states()["surgery"] == ran.states()["build[l4]"] == "waiting"
+    assert ran.step("surgery")["key"] is None
+    assert ran.document["ok"] is False
+    assert ran.document["plans"] == []
+    assert not (forge.store / "refs").exists()
+
+
+def test_status_says_what_a_change_would_run(built):
+    states = built.status("steps.quantize.config.skip=[*]").states()
+    assert states["calibrate"] == "cached"
+    assert states["quantize"] == "missing"
+    assert states["build[a10]"] == "waiting"
+
+
+def test_status_for_people_gives_reasons(built):
+    ran = built("status", "flow=fp32")
+    assert "build[a10]: missing: not built yet" in ran.out or "waits for" in ran.out
+
+
+def test_ls_names_every_plan(built):
+    plans = json.loads(built("ls", "--json").out)["plans"]
+    assert [plan["name"].split("/")[:2] for plan in plans] == [
+        ["digits", "sm_120"],
+        ["digits", "sm_86"],
+        ["digits", "sm_89"],
+    ]
+    assert all(plan["published"] and plan["state"] == "ok" for plan in plans)
+    for plan in plans:
+        assert plan["name"] in built("ls").out
+
+
+def test_ls_of_an_empty_store_says_what_to_run(forge):
+    assert "trtforge build" in forge("ls").out
+
+
+def test_inspect_reads_a_plan_without_a_gpu(built):
+    plan = built.build().document["plans"][0]
+    found = json.loads(built("inspect", "--json", plan["path"]).out)
+    assert found["kind"] == "plan"
+    assert found["compute_capabilities"] == [plan["compute_capability"]]
+    assert found["version"] == plan["backend_version"]
+
+
+def test_inspect_reads_an_onnx_file(forge):
+    found = json.loads(forge("inspect", "--json", str(DIGITS)).out)
+    assert found["kind"] == "onnx"
+    assert found["inputs"] == [{"name": "images", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
+
+
+@pytest.mark.parametrize("by", ["key", "beginning", "name", "digest"])
+def test_inspect_finds_a_record_by_key_by_its_beginning_and_by_name_and_an_object_by_digest(built, by):
+    step = built.build().step("build", "l4")
+    name = next(p["name"] for p in json.loads(built("ls", "--json").out)["plans"] if p["key"] == step["key"])
+    what = {
+        "key": step["key"],
+        "beginning": step["key"][:12],
+        "name": name,
+        "digest": step["outputs"]["plan"]["digest"],
+    }
+    found = json.loads(built("inspect", "--json", what[by]).out)
+    if by == "digest":
+        assert found["kind"] == "plan"
+    else:
+        assert (found["kind"], found["key"], found["stage"]) == ("record", step["key"], "build")
+        assert "Build" in Path(found["log"]).read_text() or Path(found["log"]).stat().st_size > 0
+
+
+def test_inspect_of_nothing_and_of_damage_is_one_line(built):
+    ran = built("inspect", "nothing-of-that-name")
+    assert ran.code == 2
+    assert "trtforge ls" in ran.err
+    plan = shutil.copy(built.build().document["plans"][0]["path"], built.home / "cut.plan")
+    Path(plan).chmod(0o644)
+    Path(plan).write_bytes(Path(plan).read_bytes()[:500])
+    ran = built("inspect", str(plan))
+    assert ran.code == 1
+    assert ran.err.count("error: ") == 1
+
+
+def test_doctor_says_what_this_machine_can_build(forge):
+    found = json.loads(forge("doctor", "--json").out)
+    builds = {(entry["target"], entry["backend"]): entry["can_build"] for entry in found["targets"]}
+    assert builds["l4", "tensorrt_rtx"] is True
+    assert builds["h100", "tensorrt_rtx"] is False
+    assert found["backends"]["tensorrt_rtx"]["version"].startswith("1.7")
+    for word in ("l4", "h100", "tensorrt_rtx", "GPUs:", "store:"):
+        assert word in forge("doctor").out
+
+
+@pytest.mark.parametrize("verb", ["build", "status", "ls", "inspect", "doctor"])
+def test_every_verb_explains_itself(forge, verb):
+    ran = forge(verb, "--help")
+    assert ran.code == 0
+    assert "--json" in ran.out
