@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from threading import Event
@@ -138,6 +139,8 @@ def _listen(
             if time.monotonic() > deadline:
                 return {"late": True}
             if not selector.select(_POLL_SECONDS):
+                if process.poll() is not None:  # a process that it started holds the pipe open
+                    break
                 continue
             chunk = os.read(pipe.fileno(), 1 << 16)
             if not chunk:
@@ -161,6 +164,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it started and left behind
 
 
 def _judge(work: Work, answer: dict[str, Any] | None, code: int, seconds: float, log: Path) -> Metrics:
@@ -205,7 +210,7 @@ def main(job_path: str) -> None:
         try:
             metrics = stage.run(
                 Job(
-                    config=_restored(stage.config, job["config"]),
+                    config=restored(stage.config, job["config"]),
                     inputs={name: [Path(path) for path in paths] for name, paths in job["inputs"].items()},
                     facts=job["facts"],
                     out=Path(job["out"]),
@@ -220,14 +225,11 @@ def main(job_path: str) -> None:
         say({"metrics": metrics})
 
 
-def _restored(schema: type[Any], values: Mapping[str, Any]) -> Any:
+def restored(schema: type[Any], values: Mapping[str, Any]) -> Any:
     """The dataclass that `asdict` made `values` of."""
     types = get_type_hints(schema)
     return schema(
-        **{
-            name: _restored(types[name], value) if is_dataclass(types[name]) else value
-            for name, value in values.items()
-        }
+        **{name: restored(types[name], value) if is_dataclass(types[name]) else value for name, value in values.items()}
     )
 
 

@@ -1,0 +1,82 @@
+"""Profiles: what a model's config promises about shapes, held against the model."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conf.errors import ConfigError
+from conf.schema import Model, Profile
+from pipelines.profiles import resolve, spell
+
+IMAGE = {"name": "x", "dtype": "float32", "shape": ["batch", 3, "side", "side"]}
+MASK = {"name": "mask", "dtype": "bool", "shape": ["batch"]}
+FIXED = {"name": "scale", "dtype": "float32", "shape": [1, 4]}
+ANONYMOUS = {"name": "x", "dtype": "float32", "shape": [None, 3]}
+
+
+def test_named_dims_give_full_shapes_for_every_dynamic_input_and_none_for_fixed_ones():
+    model = Model(dims={"batch": [1, 8, 32], "side": 224})
+    assert resolve(model, [IMAGE, MASK, FIXED]) == {
+        "default": {
+            "mask": {"min": [1], "opt": [8], "max": [32]},
+            "x": {"min": [1, 3, 224, 224], "opt": [8, 3, 224, 224], "max": [32, 3, 224, 224]},
+        }
+    }
+
+
+def test_a_model_without_dynamic_inputs_needs_no_profile():
+    assert resolve(Model(), [FIXED]) == {}
+
+
+def test_several_profiles_are_kept_by_name_and_dims_fill_what_they_leave_out():
+    own = Profile([1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32])
+    model = Model(profiles={"small": {"x": own}, "large": {}}, dims={"batch": [1, 2, 4], "side": [32, 64, 128]})
+    found = resolve(model, [IMAGE, MASK])
+    assert found["small"]["x"]["max"] == [4, 3, 32, 32]
+    assert found["small"]["mask"]["max"] == [4]
+    assert found["large"]["x"]["max"] == [4, 3, 128, 128]
+
+
+@given(st.tuples(*[st.integers(-1, 9)] * 3))
+def test_sizes_are_taken_exactly_when_they_are_positive_and_in_order(sizes):
+    low, opt, high = sizes
+    if 1 <= low <= opt <= high:
+        assert resolve(Model(dims={"batch": list(sizes)}), [MASK])["default"]["mask"]["opt"] == [opt]
+    else:
+        with pytest.raises(ConfigError, match="not in order"):
+            resolve(Model(dims={"batch": list(sizes)}), [MASK])
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "words"),
+    [
+        (Model(), [IMAGE], ["x (batch, 3, side, side)"]),
+        (Model(dims={"batch": [1, 2, 4]}), [IMAGE], ["x (batch, 3, side, side)"]),
+        (Model(), [ANONYMOUS], ["x (?, 3)"]),
+        (Model(dims={"bach": 1}), [MASK], ["bach"]),
+        (Model(dims={"batch": [1, 2]}), [MASK], ["batch", "[1, 2]"]),
+        (Model(dims={"batch": "many"}), [MASK], ["batch"]),
+        (Model(profiles={"default": {"y": Profile([1], [1], [1])}}), [MASK], ["y", "no input"]),
+        (Model(profiles={"default": {"mask": Profile([1, 1], [1], [1])}}), [MASK], ["2 dims"]),
+        (Model(profiles={"default": {"scale": Profile([1, 4], [1, 4], [2, 4])}}), [FIXED], ["fixes it at 1"]),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(model, inputs, words):
+    with pytest.raises(ConfigError) as refused:
+        resolve(model, inputs)
+    assert refused.value.next_step
+    for word in words:
+        assert word in refused.value.what
+
+
+def test_the_suggestion_names_every_dynamic_input():
+    with pytest.raises(ConfigError) as refused:
+        resolve(Model(), [IMAGE, MASK])
+    assert "model.dims.batch=[1,8,32] model.dims.side=[1,8,32]" in refused.value.next_step
+    assert "model.profiles.default.mask={min:[1],opt:[8],max:[32]}" in refused.value.next_step
+
+
+def test_shapes_are_spelled_for_people():
+    assert spell(["batch", 3, None]) == "(batch, 3, ?)"

@@ -1,0 +1,83 @@
+"""The files that a model's config names."""
+
+from __future__ import annotations
+
+import pytest
+
+from conf.errors import ConfigError
+from conf.schema import Calibration, Model, Source
+from pipelines.sources import collect, modules
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package `net` in the working directory: `net.model` uses `net.blocks` and `net.sub.parts`, not `net.other`."""
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "net/__init__.py": "",
+        "net/model.py": "import os\nfrom net.blocks import Block\nfrom . import sub\n\ndef load():\n    from .sub import parts\n",
+        "net/blocks.py": "import numpy\n",
+        "net/sub/__init__.py": "",
+        "net/sub/parts.py": "from ..blocks import Block\n",
+        "net/other.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_an_entry_point_is_its_module_and_what_it_imports_from_its_own_package(package):
+    names = {path.relative_to(package).as_posix() for path in modules("net.model:load")}
+    assert names == {"net/__init__.py", "net/model.py", "net/blocks.py", "net/sub/__init__.py", "net/sub/parts.py"}
+
+
+def test_a_module_that_is_not_there_or_does_not_parse_is_named(package):
+    with pytest.raises(ConfigError, match=r"net\.nowhere"):
+        modules("net.nowhere:load")
+    (package / "net/blocks.py").write_text("def broken(:\n")
+    with pytest.raises(ConfigError, match=r"blocks\.py:1"):
+        modules("net.model:load")
+
+
+def test_a_torch_model_is_source_and_weights(package):
+    (package / "w.safetensors").write_bytes(b"w")
+    files = collect(Model(source=Source.torch, entry_point="net.blocks:load", weights="w.safetensors"), None)
+    assert {name: [path.name for path in paths] for name, paths in files.items()} == {
+        "source": ["__init__.py", "blocks.py"],
+        "weights": ["w.safetensors"],
+    }
+
+
+@pytest.mark.parametrize("entry_point", [None, "net.blocks", ":load", "net.blocks:"])
+def test_an_entry_point_is_module_and_callable(package, entry_point):
+    with pytest.raises(ConfigError, match="entry_point"):
+        collect(Model(source=Source.torch, entry_point=entry_point), None)
+
+
+def test_an_onnx_model_is_its_file_then_its_external_data(tmp_path):
+    for name in ("net.onnx", "b.bin", "a.bin"):
+        (tmp_path / name).write_bytes(b"")
+    signature = {"external_data": ["a.bin", "b.bin"]}
+    files = collect(Model(path=str(tmp_path / "net.onnx"), weights="/not/of/interest"), signature)
+    assert [path.name for path in files["onnx"]] == ["net.onnx", "a.bin", "b.bin"]
+    assert set(files) == {"onnx"}
+    (tmp_path / "b.bin").unlink()
+    with pytest.raises(ConfigError, match=r"b\.bin"):
+        collect(Model(path=str(tmp_path / "net.onnx")), signature)
+
+
+def test_a_directory_of_batches_is_taken_by_name_and_nothing_else_in_it(tmp_path):
+    for name in ("2.npz", "10.npz", "1.npy", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "net.onnx").write_bytes(b"")
+    model = Model(path=str(tmp_path / "net.onnx"), calibration=Calibration(path=str(tmp_path)))
+    assert [path.name for path in collect(model, {"external_data": []})["calibration"]] == ["1.npy", "10.npz", "2.npz"]
+
+
+def test_a_directory_without_batches_is_refused(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    model = Model(path=str(tmp_path / "net.onnx"), calibration=Calibration(path=str(tmp_path / "empty")))
+    with pytest.raises(ConfigError, match="no .npz"):
+        collect(model, {"external_data": []})
