@@ -14,7 +14,7 @@ help:
 	@echo "make demo        a trained model to validated plans for three GPUs, on this machine"
 	@echo "make test        the tests; make test-torch those that need torch"
 	@echo "make lint        ruff, mypy, import-linter"
-	@echo "make docs        check that every link and command of the docs is true"
+	@echo "make docs        writes docs/config.md and checks the links"
 
 setup: $(VENV)/.ready
 
@@ -31,7 +31,8 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: setup
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not gpu"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not serial"
+	$(BIN)/pytest -m "serial and not torch"
 
 $(VENV)-torch/.ready: $(VENV)/.ready
 	$(PYTHON) -m venv $(VENV)-torch
@@ -45,6 +46,10 @@ test-torch: $(VENV)-torch/.ready
 
 demo: setup
 	$(BIN)/trtforge build store.root=$(DEMO_STORE)
+
+docs: setup
+	$(BIN)/python docs/generate.py
+	$(BIN)/pytest tests/test_docs.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-torch .trtforge build dist *.egg-info

@@ -16,13 +16,27 @@ def canonical_json(value: object) -> bytes:
     """The one spelling of `value`: sorted keys, no spaces, UTF-8.
 
     Raises:
-        StoreError: `value` holds what JSON cannot say exactly (an object, NaN, infinity), so it cannot be hashed.
+        StoreError: `value` holds what JSON cannot say exactly (an object, NaN, infinity, a key that is no text), so it
+            cannot be hashed.
     """
     try:
+        _require_text_keys(value)
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot be hashed: {error}", "use plain strings, numbers, lists and mappings") from error
-    return text.encode()
+
+
+def _require_text_keys(value: object) -> None:
+    # json writes the keys 1 and "1" alike.
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} of a mapping is no text")
+            _require_text_keys(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _require_text_keys(inner)
 
 
 def of_json(value: object) -> str:

@@ -19,7 +19,8 @@ def exclusive(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterat
     """Holds the lock file at `path`, against other processes and against other threads of this one.
 
     Args:
-        path: The lock file, in a directory that exists; it stays, empty, when nobody holds it (unlinking it would let two hold it).
+        path: The lock file, in a directory that exists. It stays, empty, when nobody holds it: unlinking it would let
+            two hold it.
         holder: One line that says who holds it, for those who wait.
         waiting: Called with the holder's line, again and again while somebody else holds the lock; it may raise to
             give up.
@@ -34,8 +35,10 @@ def exclusive(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterat
             time.sleep(POLL_SECONDS)
         os.ftruncate(handle, 0)
         os.pwrite(handle, holder.encode(), 0)
-        yield
-        os.ftruncate(handle, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(handle, 0)
     finally:
         os.close(handle)  # releases the lock
 
@@ -71,11 +74,19 @@ def _sweep(parent: Path) -> None:
         except FileNotFoundError:
             continue  # its owner has just ended
         try:
-            if _try_lock(handle):
+            if _try_lock(handle) and _is_still(guard, handle):
                 shutil.rmtree(guard.with_suffix(""), ignore_errors=True)
                 guard.unlink(missing_ok=True)
         finally:
             os.close(handle)
+
+
+def _is_still(guard: Path, handle: int) -> bool:
+    # Another sweeper may have removed the guard since it was opened, and its owner, who lives, have made it anew.
+    try:
+        return os.path.samestat(guard.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(handle: int) -> bool:

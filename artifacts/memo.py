@@ -19,6 +19,9 @@ from artifacts import digest
 RACY_NS = 2_000_000_000
 """Coarsest time stamp of a file system in use: FAT and some network file systems count in steps of 2 s."""
 
+_FAULTS = (sqlite3.Error, UnicodeDecodeError, OverflowError)
+"""What a damaged file makes `sqlite3` raise; its own messages may not even be text."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, digest TEXT, seal TEXT,
@@ -58,10 +61,11 @@ class Memo:
     def save(self) -> None:
         """Writes what was learnt; a store that cannot be written stays as it is and is hashed again next time."""
         with self._lock:
+            self._database = self._database or self._open()  # the store may have been made since
             if self._database is None or not self._fresh:
                 return
             rows = [(*identity, found, _seal(identity, found)) for identity, found in self._fresh.items()]
-            with suppress(sqlite3.Error), self._database:
+            with suppress(*_FAULTS), self._database:
                 self._database.execute(_SCHEMA)
                 self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
                 self._fresh.clear()
@@ -72,12 +76,12 @@ class Memo:
         try:
             database = sqlite3.connect(self._path, timeout=1.0, check_same_thread=False)
             database.execute("SELECT 1 FROM sqlite_master").fetchone()
-        except sqlite3.DatabaseError as error:
+        except _FAULTS as error:
             return self._start_over() if _is_damage(error) else None
         return database
 
     def _start_over(self) -> sqlite3.Connection | None:
-        with suppress(OSError, sqlite3.Error):
+        with suppress(OSError, *_FAULTS):
             self._path.unlink(missing_ok=True)
             return sqlite3.connect(self._path, timeout=1.0, check_same_thread=False)
         return None
@@ -88,7 +92,7 @@ class Memo:
         query = "SELECT size, mtime_ns, ctime_ns, digest, seal FROM files WHERE device = ? AND inode = ?"
         try:
             row = self._database.execute(query, identity[:2]).fetchone()
-        except sqlite3.DatabaseError as error:  # no table yet, locked, or damaged
+        except _FAULTS as error:  # no table yet, locked, or damaged
             if _is_damage(error):
                 self._database = self._start_over()
             return None
@@ -106,5 +110,5 @@ def _seal(identity: tuple[int, ...], found: str) -> str:
     return digest.of_bytes(repr((identity, found)).encode())[:16]
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return not isinstance(error, sqlite3.OperationalError)
+def _is_damage(error: Exception) -> bool:
+    return not isinstance(error, (sqlite3.OperationalError, OverflowError)) or "no such column" in str(error)

@@ -77,5 +77,5 @@ class Record:
                 provenance=body["provenance"],
                 log=None if body["log"] is None else Blob(**body["log"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"not a record: {error!r}") from error

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from artifacts.errors import StoreError
 from artifacts.memo import Memo
 from artifacts.record import Blob, Record
 
-_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Store:
         """The answer to the question with the digest `key`, checked down to the last byte of its outputs."""
         path = self._record_path(key)
         try:
-            record = Record.loads(path.read_text())
+            record = Record.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return Miss()
         except OSError as error:
@@ -147,8 +147,8 @@ class Store:
         """Every readable record, in no order; damaged ones are for `lookup` to report."""
         for path in (self.root / "records").glob("*.json"):
             try:
-                yield Record.loads(path.read_text())
-            except (StoreError, UnicodeDecodeError, FileNotFoundError):
+                yield Record.loads(path.read_text(encoding="utf-8"))
+            except (StoreError, UnicodeDecodeError, OSError):
                 continue
 
     # Refs
@@ -159,11 +159,7 @@ class Store:
         Raises:
             StoreError: The name is not made of plain segments, or the store cannot be written.
         """
-        if not _REF.fullmatch(name):
-            raise StoreError(
-                f"{name!r} cannot be the name of a ref: letters, digits and ._+@- between slashes are allowed",
-                "rename the model or the flow",
-            )
+        _require_name(name)
         path = self.root / "refs" / name
         if self.ref(name) != key:
             self._write(path, key + "\n")
@@ -171,8 +167,8 @@ class Store:
     def ref(self, name: str) -> str | None:
         """The key that `name` means, None if it means nothing."""
         try:
-            key = (self.root / "refs" / name).read_text().strip()
-        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+            key = (self.root / "refs" / name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
             return None
         return key if digest.is_digest(key) else None
 
@@ -193,8 +189,9 @@ class Store:
             The directory's path.
 
         Raises:
-            StoreError: An object is damaged, or the store cannot be written.
+            StoreError: The name is not made of plain segments, an object is damaged, or the store cannot be written.
         """
+        _require_name(name)
         link = self.root / "published" / name
         directory = self.root / "published" / ".by-key" / key
         with self._writing():
@@ -211,8 +208,10 @@ class Store:
 
     def _holds(self, directory: Path, files: Mapping[str, Blob]) -> bool:
         try:
-            return all(self.memo.digest(directory / name) == blob.digest for name, blob in files.items())
-        except FileNotFoundError:
+            return {path.name for path in directory.iterdir()} == set(files) and all(
+                self.memo.digest(directory / name) == blob.digest for name, blob in files.items()
+            )
+        except OSError:
             return False
 
     def _fill(self, directory: Path, files: Mapping[str, Blob]) -> None:
@@ -232,7 +231,8 @@ class Store:
 
     # Working on it
 
-    def lock(self, key: str, holder: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self, key: str, holder: str, waiting: Callable[[str], None]) -> Iterator[None]:
         """The lock of `key`; see `locks.exclusive`.
 
         Raises:
@@ -240,7 +240,12 @@ class Store:
         """
         with self._writing():
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        return locks.exclusive(self.root / "locks" / f"{key}.lock", holder, waiting)
+            context = locks.exclusive(self.root / "locks" / f"{key}.lock", holder, waiting)
+            context.__enter__()
+        try:
+            yield
+        finally:
+            context.__exit__(None, None, None)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -263,7 +268,7 @@ class Store:
     def _write(self, path: Path, text: str) -> None:
         with self._writing(), self.scratch() as aside:
             fresh = aside / "fresh"
-            fresh.write_text(text)
+            fresh.write_text(text, encoding="utf-8")
             _sync(fresh)
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh.replace(path)
@@ -279,6 +284,14 @@ class Store:
             else:
                 advice = "choose a directory you may write: store.root=/path, or the variable TRTFORGE_STORE"
             raise StoreError(f"the store {self.root} cannot be written: {error.strerror}", advice) from error
+
+
+def _require_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} cannot be the name of a ref: letters, digits and ._+@- between slashes are allowed",
+            "rename the model or the flow",
+        )
 
 
 def _sync(path: Path) -> None:

@@ -30,7 +30,7 @@ from stages import STAGES
 PACKAGE = "conf"
 GROUPS = ("model", "flow", "targets", "backend", "store")
 
-_OPEN = re.compile(r"(model\.(dims|profiles|inputs)|steps)\.")
+_OPEN = re.compile(r"(model\.(dims|profiles|inputs)|steps)[.=]")
 """Mappings whose keys the user invents, or whose entries are checked afterwards: an override may add to them without
 Hydra's `+`."""
 
@@ -67,7 +67,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     for override in _parse(overrides):
         if override.is_sweep_override():
             key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            choices.append([f"{key}={value}" for value in _values(override)])
         else:
             choices.append([cast(str, override.input_line)])
     return [list(combination) for combination in itertools.product(*choices)]
@@ -104,12 +104,34 @@ def _package_directory(name: str) -> str:
 def _parse(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     try:
-        return parser.parse_overrides(overrides=list(overrides))
+        parsed = parser.parse_overrides(overrides=list(overrides))
     except HydraException as error:
         raise ConfigError(
             _first_line(error),
             "an override is key=value; quote values that hold = ( ) or , : \"model.path='a=b.onnx'\"",
         ) from error
+    for override in parsed:
+        _check_choice(override)
+    return parsed
+
+
+def _check_choice(override: Override) -> None:
+    # Hydra answers a choice that is no name with Python's own errors.
+    group, value = override.key_or_group, override.value()
+    if group not in GROUPS or override.is_delete() or override.is_sweep_override() or isinstance(value, dict):
+        return
+    if not all(isinstance(name, str) for name in (value if isinstance(value, list) else [value])):
+        raise ConfigError(
+            f"{override.input_line}: {group} takes names, in quotes where they read as a number or null",
+            f"name one: {group}={options(group)[0]}",
+        )
+
+
+def _values(override: Override) -> list[str]:
+    try:
+        return [str(value) for value in override.sweep_string_iterator()]
+    except HydraException as error:
+        raise ConfigError(f"{override.input_line}: cannot be swept over", "list the values: flow=fp16,int8") from error
 
 
 def _opened(override: Override) -> str:
@@ -137,14 +159,17 @@ def _search_path(overrides: list[Override], own: list[str]) -> list[str]:
             _check_search_path(override)
             if own:
                 raise ConfigError("hydra.searchpath and --config-dir are both given", "use one of the two")
-    return [f"hydra.searchpath=[{','.join(own)}]"] if own else []
+    quoted = ["'{}'".format(entry.replace("'", r"\'")) for entry in own]
+    return [f"hydra.searchpath=[{','.join(quoted)}]"] if own else []
 
 
 def _check_search_path(override: Override) -> None:
     # Hydra says nothing about a directory that is not there; the group chosen from it is then "not found".
-    for entry in cast("list[str]", override.value()):
-        if str(entry).startswith("file://"):
-            _own_directory(Path(str(entry)[len("file://") :]))
+    entries = override.value()
+    for entry in entries if isinstance(entries, list) else ():
+        path = str(entry).removeprefix("file://")
+        if "://" not in path:
+            _own_directory(Path(path))
 
 
 def _typed(composed: DictConfig, flow: str) -> Config:
@@ -174,9 +199,11 @@ def _check_entries(composed: DictConfig) -> None:
     for name in model.inputs:
         model.inputs[name] = _checked(TensorSpec, model.inputs, name, "model.inputs")
     for profile, shapes in model.profiles.items():
+        _require_mapping(f"model.profiles.{profile}", shapes, "give the shapes of its inputs: {x: {min, opt, max}}")
         for name in shapes:
             shapes[name] = _checked(Profile, shapes, name, f"model.profiles.{profile}")
     for name in composed.steps:
+        _require_mapping(f"steps.{name}", composed.steps[name], f"to leave the step out: ~steps.{name}")
         if "stage" not in composed.steps[name]:
             others = [other for other in composed.steps if other != name]
             raise ConfigError(f"steps.{name}: the flow has no such step", suggest(name, others))
@@ -185,6 +212,11 @@ def _check_entries(composed: DictConfig) -> None:
         if step.stage not in STAGES:
             raise ConfigError(f"steps.{name}.stage: there is no stage {step.stage!r}", suggest(step.stage, STAGES))
         step.config = _checked(STAGES[step.stage].config, step, "config", f"steps.{name}")
+
+
+def _require_mapping(where: str, given: object, next_step: str) -> None:
+    if not isinstance(given, DictConfig):
+        raise ConfigError(f"{where}: {given!r} is no mapping", next_step)
 
 
 def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any:
@@ -210,7 +242,7 @@ def _plain_errors(search: Sequence[str] = ()) -> Iterator[None]:
         yield
     except MissingConfigException as error:
         raise _unknown_choice(error, search) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _wrong_value(error) from error
     except YAMLError as error:
         raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from error
@@ -225,14 +257,15 @@ def _unknown_choice(error: MissingConfigException, search: Sequence[str]) -> Con
 
 
 def _wrong_value(error: Exception) -> ConfigError:
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    what = _first_line(error)
+    # Hydra names the file or the override, OmegaConf below it the key; of an error in a file it keeps only the context.
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    what = re.sub(r": \w+ raised while composing config:$", "", _first_line(error)).replace("override ++", "override ")
     if not isinstance(cause, OmegaConfBaseException):
         return ConfigError(what)
-    if cause is not error:
-        what = f"{what.rstrip('.')}: {_first_line(cause)}"
-    elif cause.full_key and cause.full_key not in what:
-        what = f"{cause.full_key}: {what}"
+    detail = what if cause is error else _first_line(cause)
+    if cause.full_key and cause.full_key not in what:
+        detail = f"{cause.full_key}: {detail}"
+    what = detail if cause is error else f"{what.rstrip('.')}: {detail}"
     known = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and known:
         return ConfigError(what, suggest(str(cause.key), known))

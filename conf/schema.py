@@ -35,7 +35,13 @@ class Runner(str, Enum):
 
 @dataclass
 class Profile:
-    """The shapes of one input: smallest, the one to optimize for, largest."""
+    """The shapes of one input, a number for each dim.
+
+    Attributes:
+        min: The smallest shape.
+        opt: The shape to optimize for.
+        max: The largest shape.
+    """
 
     min: list[int] = MISSING
     opt: list[int] = MISSING
@@ -44,7 +50,12 @@ class Profile:
 
 @dataclass
 class TensorSpec:
-    """An input of a torch module: dims are numbers or names of `model.dims`; dtype in numpy's words."""
+    """An input of a torch module.
+
+    Attributes:
+        shape: Its dims: numbers, or names of `model.dims`.
+        dtype: In numpy's words.
+    """
 
     shape: list[Any] = MISSING
     dtype: str = "float32"
@@ -93,7 +104,7 @@ class Model:
         dims: The short form for dims that have names: `[min, opt, max]`, or one number.
         calibration: Batches for INT8.
         holdout: Inputs for validation.
-        plugins: Plugin libraries.
+        plugins: Plugin libraries; not supported yet.
     """
 
     name: Optional[str] = None
@@ -145,7 +156,11 @@ class Target:
 
 @dataclass
 class Backend:
-    """The library that builds: `tensorrt_rtx` or `tensorrt`."""
+    """The library that builds.
+
+    Attributes:
+        name: `tensorrt_rtx` or `tensorrt`.
+    """
 
     name: str = MISSING
 
@@ -156,8 +171,8 @@ class StoreConfig:
 
     Attributes:
         root: The store's directory.
-        remote: Any fsspec URL, read through and written through.
-        budget: Size that gc keeps the store below, such as `50GiB`.
+        remote: Any fsspec URL, read through and written through; not supported yet.
+        budget: Size that gc keeps the store below, such as `50GiB`; not supported yet.
     """
 
     root: str = MISSING

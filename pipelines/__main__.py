@@ -1,4 +1,7 @@
-"""Starts the command line, and answers Ctrl-C from the first moment on: the imports behind it take a fifth of a second."""
+"""Starts the command line.
+
+Ctrl-C is answered from the first moment on: the imports behind `pipelines.cli` take a tenth of a second.
+"""
 
 from __future__ import annotations
 

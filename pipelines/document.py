@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -92,6 +93,8 @@ def _print_plan(session: Session, target: BuildTarget, screen: Console) -> None:
         return
     directory = session.published(target)
     path = directory / "model.plan" if directory else session.store.path(outcome.record.outputs["plan"])
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     told = "validated" if session.validated(target) else "not validated"
     screen.print(f"{target.name}: {path} ({told})", markup=False, highlight=False, soft_wrap=True)
 

@@ -34,6 +34,7 @@ from prefect.client.schemas import State  # noqa: E402
 from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.futures import PrefectFuture  # noqa: E402
 from prefect.logging.handlers import APILogWorker  # noqa: E402
+from prefect.settings.context import get_current_settings  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
@@ -59,6 +60,8 @@ def run_with_prefect(
         EngineError: Prefect's server cannot be reached or started.
         InterruptedBuildError: The user asked to stop.
     """
+    if not get_current_settings().api.url:
+        reporter.note("starting a temporary Prefect server, some seconds; PREFECT_API_URL names a lasting one")
     token = _prepared.set((session, reporter))
     try:
         named = build.with_options(flow_run_name=f"{session.config.model.name}-{session.config.flow}")

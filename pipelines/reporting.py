@@ -23,6 +23,9 @@ class Reporter:
     def finished(self, outcome: Outcome) -> None:
         """A step has ended."""
 
+    def note(self, text: str) -> None:
+        """Something that a waiting user wants to know."""
+
     def close(self) -> None:
         """The run is over: leaves the terminal as it was."""
 
@@ -37,6 +40,10 @@ class Lines(Reporter):
     def finished(self, outcome: Outcome) -> None:
         """Prints how it ended."""
         print(f"{outcome.node.id}: {summary(outcome)}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Prints it."""
+        print(text, file=sys.stderr, flush=True)
 
 
 class Live(Reporter):
@@ -75,6 +82,10 @@ class Live(Reporter):
             if bar is not None:
                 self._progress.remove_task(bar)
         self._progress.console.print(f"{outcome.node.id}: {summary(outcome)}", markup=False, highlight=False)
+
+    def note(self, text: str) -> None:
+        """Prints it above the bars."""
+        self._progress.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
         """Removes what is left of the bars and shows the cursor again."""

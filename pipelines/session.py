@@ -176,10 +176,10 @@ def open_session(
         raise ConfigError(
             f"model.name={config.model.name!r}: letters, digits and ._- are allowed", "name it: model.name=NAME"
         )
-    if config.store.remote:
-        raise ConfigError("store.remote is not supported yet", "leave it out: store.remote=null")
-    if config.model.plugins:
-        raise ConfigError("model.plugins are not supported yet", "leave them out: model.plugins=[]")
+    store, model = config.store, config.model
+    given = {"store.remote": store.remote, "store.budget": store.budget, "model.plugins": model.plugins}
+    for name in (name for name, value in given.items() if value):
+        raise ConfigError(f"{name} is not supported yet", f"leave it out: {name}=null")
     main = sources.main_file(config.model)
     workshop = Workshop(Store(Path(config.store.root)), {}, _provenance(config, overrides), stop or Event())
     chosen = targets.resolve(config) if any(graph.is_per_target(config).values()) else []

@@ -21,8 +21,8 @@ def wheel(tmp_path_factory):
     for name in filter(None, map(bytes.decode, names)):
         (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (place / "source" / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place), str(place / "source")]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place)]
+    subprocess.run([*command, str(place / "source")], check=True, capture_output=True)
     return next(place.glob("*.whl"))
 
 
@@ -36,8 +36,8 @@ def test_the_wheel_holds_code_configs_and_the_default_model_and_nothing_else(whe
 
 def test_the_wheel_builds_the_default_model_outside_the_checkout(wheel, tmp_path):
     site = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*command, str(wheel)], check=True)
     code = "import conf; print(conf.__file__); from pipelines.cli import main; main()"
     ran = subprocess.run(
         [sys.executable, "-c", code, "build", "runner=local", "targets=[l4]"],

@@ -27,7 +27,10 @@ def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
 def said(process: subprocess.Popen[str]) -> str:
     """The next line that `process` prints."""
     assert process.stdout
-    return process.stdout.readline().strip()
+    assert process.stderr
+    line = process.stdout.readline().strip()
+    assert line, process.stderr.read()
+    return line
 
 
 def output(code: str, *args: object) -> str:

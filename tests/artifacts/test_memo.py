@@ -171,23 +171,23 @@ def test_a_full_disk_does_not_stop_it(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def remembered(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
-    """A memo of one file, as bytes, and the file."""
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a file and a memo of it."""
     directory = tmp_path_factory.mktemp("remembered")
     (directory / "file").write_bytes(b"content")
     now = time.time_ns
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time_ns", lambda: now() + HOUR_NS)
         remember(directory / "index", directory / "file")
-    return (directory / "index").read_bytes(), directory / "file"
+    return directory
 
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_a_flipped_byte_never_becomes_a_wrong_digest(
-    data: st.DataObject, remembered: tuple[bytes, Path], tmp_path_factory: pytest.TempPathFactory
+    data: st.DataObject, remembered: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    content, file = bytearray(remembered[0]), remembered[1]
+    content, file = bytearray((remembered / "index").read_bytes()), remembered / "file"
     used = [place for place, byte in enumerate(content) if byte]
     place = data.draw(st.sampled_from(used) | st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
