@@ -18,3 +18,7 @@ class StoreError(Exception):
 
     def __str__(self) -> str:
         return self.what
+
+
+class NewerFormatError(StoreError):
+    """Written by a newer trtforge: not damage, and not to be touched."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from artifacts import digest
-from artifacts.errors import StoreError
+from artifacts.errors import NewerFormatError, StoreError
 
 FORMAT = 1
 
@@ -58,13 +58,14 @@ class Record:
         """Reads what `dumps` wrote.
 
         Raises:
-            StoreError: The text is damaged, or of a newer format.
+            NewerFormatError: The text is of a newer format.
+            StoreError: The text is damaged.
         """
         try:
             body = json.loads(text)
             seal = body.pop("seal")
             if body["format"] > FORMAT:
-                raise StoreError(
+                raise NewerFormatError(
                     f"record format {body['format']} is newer than {FORMAT}, which this trtforge reads",
                     "upgrade trtforge",
                 )

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import digest, locks
-from artifacts.errors import StoreError
+from artifacts.errors import NewerFormatError, StoreError
 from artifacts.memo import Memo
 from artifacts.record import Blob, Record
 
@@ -126,6 +126,8 @@ class Store:
             return Miss()
         except OSError as error:
             return Miss(f"record {key} cannot be read: {error.strerror}")
+        except NewerFormatError as error:
+            return Miss(str(error))
         except (StoreError, UnicodeDecodeError) as error:
             return Miss(f"record {key} is damaged: {error}", (path,))
         if record.key != key:

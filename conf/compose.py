@@ -54,7 +54,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
         )
     choices = composed.hydra.runtime.choices
     with _plain_errors():
-        return _typed(composed, flow=str(choices.flow))
+        return _typed(composed, flow=str(choices.flow).removesuffix(".yaml"))
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import onnx_file
 from stages.builder_log import plain
+from stages.onnx_check import check_structure
 from stages.stage import StageError
 
 if TYPE_CHECKING:
     import onnx
-
-_UNKNOWN_DOMAIN = "trtforge.unknown"
 
 _MOST_NODES_NAMED = 5
 """A model with one unsupported operator often has it 45 times."""
@@ -30,37 +27,11 @@ def read_model(path: Path) -> bytes:
         StageError: The model is no valid ONNX. Operators that ONNX does not know are left to the parser.
     """
     model = onnx_file.read(path)
-    check_model(model)
+    check_structure(model)
     name_dimensions(model)
-    if model.ByteSize() > onnx_file.MAX_BYTES:
-        raise StageError(f"the model has {model.ByteSize()} bytes, and one message holds {onnx_file.MAX_BYTES}")
+    onnx_file.require_one_file(model, "the model")
     content: bytes = model.SerializeToString()
     return content
-
-
-def check_model(model: onnx.ModelProto) -> None:
-    """Runs ONNX's checker: the models that crash TensorRT's parser are among those that it rejects.
-
-    NOTE: two gaps of the checker are closed here. It stops at an operator that ONNX does not know, while the parser
-    says where it stands; and it does not look into foreign domains, where a node without outputs ends the parser with
-    a segmentation fault.
-
-    Raises:
-        StageError: With the checker's reason.
-    """
-    import onnx
-
-    for node in onnx_file.iter_nodes(model):
-        if not node.output:
-            raise StageError(f"node {node.name!r} ({node.op_type}) has no outputs", "remove it: nothing reads it")
-    try:
-        with _foreign(model):
-            onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        reason = " ".join(str(error).split())
-        raise StageError(
-            f"not a valid ONNX model: {reason}", "export it again, or repair it with a fold step"
-        ) from error
 
 
 def name_dimensions(model: onnx.ModelProto) -> None:
@@ -101,38 +72,6 @@ def parser_error(parser: Any) -> StageError:
         f"TensorRT cannot take this model: {'; '.join(said[:_MOST_NODES_NAMED])}{more}",
         "fold the model first, or export it without these operators",
     )
-
-
-@contextmanager
-def _foreign(model: onnx.ModelProto) -> Iterator[None]:
-    """While it lasts, operators that ONNX's own domain does not have stand in a domain that the checker leaves out."""
-    import onnx
-
-    version = onnx_file.default_opset(model) or 1
-    unknown = [
-        node
-        for node in onnx_file.iter_nodes(model)
-        if node.domain in ("", "ai.onnx") and not _knows(onnx.defs, node.op_type, version)
-    ]
-    before = [node.domain if node.HasField("domain") else None for node in unknown]
-    model.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
-    for node in unknown:
-        node.domain = _UNKNOWN_DOMAIN
-    try:
-        yield
-    finally:
-        del model.opset_import[-1]
-        for node, domain in zip(unknown, before, strict=True):
-            # An empty domain and none are two serializations, and the bytes of the model must not change.
-            node.ClearField("domain") if domain is None else setattr(node, "domain", domain)
-
-
-def _knows(defs: Any, operator: str, version: int) -> bool:
-    try:
-        defs.get_schema(operator, version, "")
-    except defs.SchemaError:
-        return False
-    return True
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:

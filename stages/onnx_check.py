@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from stages import onnx_file
@@ -18,11 +19,11 @@ UNREGISTERED = "trtforge.unregistered"
 
 
 def check_structure(model: onnx.ModelProto) -> list[str]:
-    """Runs ONNX's checker over `model`, but for operators that ONNX does not know.
+    """Runs ONNX's checker over `model`, which is as it was afterwards, but for operators that ONNX does not know.
 
     TensorRT finds its plugins by the operator's name alone, so exporters write them into any domain, the default one
     included; whether a plugin is there is the builder's question. A model that the checker refuses, on the other hand,
-    can crash TensorRT's parser (a node without outputs does).
+    can crash TensorRT's parser. A node without outputs does, and in a foreign domain the checker does not look for it.
 
     Returns:
         The operators that were left out, sorted.
@@ -32,12 +33,50 @@ def check_structure(model: onnx.ModelProto) -> list[str]:
     """
     import onnx
 
-    names = sorted({_operator(node) for node in _iter_unregistered(model)})
+    for node in onnx_file.iter_nodes(model):
+        if not node.output:
+            raise StageError(f"node '{node.name}' ({node.op_type}) has no outputs", "remove it: nothing reads it")
+    unregistered = list(_iter_unregistered(model))
+    names = sorted({_operator(node) for node in unregistered})
     try:
-        onnx.checker.check_model(_set_aside(model) if names else model)
+        with _set_aside(model, unregistered), _shaped_outputs(model):
+            onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise StageError(f"the model breaks ONNX's rules: {_plain(error)}", "export the model again") from error
     return names
+
+
+@contextmanager
+def _set_aside(model: onnx.ModelProto, unregistered: list[onnx.NodeProto]) -> Iterator[None]:
+    """While it lasts, these nodes stand in a domain that the checker does not look into."""
+    before = [node.domain if node.HasField("domain") else None for node in unregistered]
+    bodies = (model, *model.functions)
+    for body in bodies:
+        body.opset_import.add(domain=UNREGISTERED, version=1)
+    for node in unregistered:
+        node.domain = UNREGISTERED
+    try:
+        yield
+    finally:
+        for body in bodies:
+            del body.opset_import[-1]
+        for node, domain in zip(unregistered, before, strict=True):
+            # An empty domain and none are two serializations, and the bytes of the model must not change.
+            node.ClearField("domain") if domain is None else setattr(node, "domain", domain)
+
+
+@contextmanager
+def _shaped_outputs(model: onnx.ModelProto) -> Iterator[None]:
+    """While it lasts, every output has a shape: the checker wants one, ONNX Runtime and TensorRT do not."""
+    types = (output.type.tensor_type for output in model.graph.output if output.type.HasField("tensor_type"))
+    bare = [tensor_type for tensor_type in types if not tensor_type.HasField("shape")]
+    for tensor_type in bare:
+        tensor_type.shape.SetInParent()
+    try:
+        yield
+    finally:
+        for tensor_type in bare:
+            tensor_type.ClearField("shape")
 
 
 def _iter_unregistered(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -55,19 +94,6 @@ def _iter_unregistered(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def _operator(node: onnx.NodeProto) -> str:
     return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-
-
-def _set_aside(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` whose unregistered operators stand in a domain that the checker does not look into."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for node in list(_iter_unregistered(copy)):
-        node.domain = UNREGISTERED
-    for imports in (copy.opset_import, *(function.opset_import for function in copy.functions)):
-        imports.append(onnx.helper.make_opsetid(UNREGISTERED, 1))
-    return copy
 
 
 def _plain(error: Exception) -> str:

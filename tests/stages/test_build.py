@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from stages import network, plan
+from stages import network, onnx_check, plan
 from stages.backends import BACKENDS
 from stages.build import BuildConfig
 from tests.stages.stage_runs import PROFILE, VERSION, classifier, conv, facts, model, one_node, run_stage, save
@@ -53,7 +53,7 @@ def test_an_unknown_operator_reaches_the_parser_and_is_named_with_its_node(domai
 def test_an_invalid_model_is_refused_by_onnxs_checker_with_its_reason(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["nowhere"], ["y"], name="relu0")]
     answer = build(save(model(nodes, {"x": [1]}, {"y": [1]}), tmp_path / "model.onnx"), tmp_path)
-    assert "not a valid ONNX model" in answer["what"] and "nowhere" in answer["what"]
+    assert "breaks ONNX's rules" in answer["what"] and "nowhere" in answer["what"]
 
 
 def test_a_node_without_outputs_is_refused_and_does_not_crash_the_parser(tmp_path: Path) -> None:
@@ -152,8 +152,9 @@ def test_unnamed_dimensions_get_names_that_nothing_else_has() -> None:
 
 def test_the_checker_leaves_the_model_as_it_was() -> None:
     proto = model([helper.make_node("Frobnicate", ["x"], ["y"])], {"x": [1]}, {"y": [1]})
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
     before = proto.SerializeToString()
-    network.check_model(proto)
+    onnx_check.check_structure(proto)
     assert proto.SerializeToString() == before
 
 
