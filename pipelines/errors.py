@@ -16,11 +16,11 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class CannotBuildError(Exception):
-    """No machine at hand can build a target.
+class RunError(Exception):
+    """A run cannot go on, for a reason that is no single step's.
 
     Args:
-        what: One line: which target, and why not.
+        what: One line: what, where, what it got and what is allowed.
         next_step: One line: what the user can do about it.
     """
 
@@ -30,18 +30,12 @@ class CannotBuildError(Exception):
         self.next_step = next_step
 
 
-class EngineError(Exception):
-    """Prefect could not run the flow.
+class CannotBuildError(RunError):
+    """No machine at hand can build a target."""
 
-    Args:
-        what: One line: what it said.
-        next_step: One line: what the user can do about it.
-    """
 
-    def __init__(self, what: str, next_step: str = "") -> None:
-        super().__init__(what, next_step)
-        self.what = what
-        self.next_step = next_step
+class EngineError(RunError):
+    """Prefect could not run the flow."""
 
 
 class InterruptedBuildError(Exception):
