@@ -114,10 +114,19 @@ def build(overrides: list[str], config_dirs: list[str] | None = None) -> Any:
         config_dirs: Directories of own config groups.
     """
     prepared = _prepared.get()
-    if prepared is None:
-        prepared = (open_session(overrides, [Path(path) for path in config_dirs or []], _silent), Lines())
-        _prepared.set(prepared)
-    session, reporter = prepared
+    if prepared is not None:
+        return _run(*prepared)
+    session = open_session(overrides, [Path(path) for path in config_dirs or []], _silent)
+    token = _prepared.set((session, Lines()))
+    try:
+        verdict = _run(session, Lines())
+        session.settle()
+        return verdict
+    finally:
+        _prepared.reset(token)
+
+
+def _run(session: Session, reporter: Reporter) -> State[Any]:
     futures: dict[str, PrefectFuture[Any]] = {}
 
     def submit(node: Node) -> PrefectFuture[Any]:
@@ -126,7 +135,6 @@ def build(overrides: list[str], config_dirs: list[str] | None = None) -> Any:
         return futures[node.id]
 
     schedule.run(session, reporter, submit)
-    session.settle()
     return _verdict(session)
 
 
