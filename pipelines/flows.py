@@ -119,6 +119,7 @@ def build(overrides: list[str], config_dirs: list[str] | None = None) -> Any:
     session = open_session(overrides, [Path(path) for path in config_dirs or []], _silent)
     token = _prepared.set((session, Lines()))
     try:
+        session.claim()
         verdict = _run(session, Lines())
         session.settle()
         return verdict

@@ -162,20 +162,19 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path):
 
 
 def test_the_flow_plans_its_own_session_when_a_deployment_calls_it(tmp_path, server):
-    code = (
-        "import sys; from pipelines.flows import build; store = 'store.root=' + sys.argv[1]\n"
-        "for _ in range(2): print(build(['flow=export', store], return_state=True).name)\n"
-        "print(build(['flow=export', store, 'steps.surgery.time_limit_s=0.01', 'steps.surgery.config.fold_max_bytes=0'],"
-        " return_state=True).name)\n"
-    )
+    code = """
+import sys
+from pipelines.flows import build
+store = "store.root=" + sys.argv[1]
+late = ["steps.surgery.time_limit_s=0.01", "steps.surgery.config.fold_max_bytes=0"]
+for more in ([], [], late):
+    print(build(["flow=export", store, *more], return_state=True).name)
+"""
     environment = {**os.environ, "PREFECT_API_URL": server, "PREFECT_HOME": str(tmp_path / "prefect")}
     ran = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "store")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert ran.stdout.split() == ["Completed", "Completed", "Failed"], ran.stderr
     first, second, third = runs_of(server, tmp_path / "store")
     assert task_states(server, first) == {"export": "Completed", "surgery": "Completed"}
