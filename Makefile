@@ -8,11 +8,12 @@ TORCH ?= torch==2.13.0+cpu
 DEMO_STORE ?= .trtforge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-torch demo docs clean
+.PHONY: help setup lint test test-torch faults demo docs clean
 
 help:
 	@echo "make demo        a trained model to validated plans for three GPUs, on this machine"
 	@echo "make test        the tests; make test-torch those that need torch"
+	@echo "make faults      a build is killed, and meets a broken disk, at every file operation in turn: some minutes"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make docs        writes docs/config.md and checks the links"
 
@@ -31,8 +32,11 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: setup
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not serial"
-	$(BIN)/pytest -m "serial and not torch"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not serial and not faults"
+	$(BIN)/pytest -m "serial and not torch and not faults"
+
+faults: setup
+	$(BIN)/pytest -n 2 -m faults tests/faults
 
 $(VENV)-torch/.ready: $(VENV)/.ready
 	$(PYTHON) -m venv $(VENV)-torch

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 POLL_SECONDS = 0.05
@@ -38,9 +38,41 @@ def exclusive(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterat
         try:
             yield
         finally:
-            os.ftruncate(handle, 0)
+            with suppress(OSError):  # what was done is done, whatever the disk says about a line for those who wait
+                os.ftruncate(handle, 0)
     finally:
         os.close(handle)  # releases the lock
+
+
+@contextmanager
+def shared(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Holds the lock file at `path` together with others who share it, while nobody holds it `exclusive`.
+
+    Raises:
+        OSError: The lock file cannot be made.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while not _try_lock(handle, fcntl.LOCK_SH):
+            waiting(os.pread(handle, 4096, 0).decode(errors="replace").strip())
+            time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock file at `path`, or nobody can say."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        return not _try_lock(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -51,7 +83,7 @@ def scratch(parent: Path) -> Iterator[Path]:
         OSError: The directory cannot be made.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
+    sweep(parent)
     name = f"{os.getpid()}-{secrets.token_hex(4)}"
     guard, directory = parent / f"{name}.lock", parent / name
     handle = os.open(guard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -62,12 +94,12 @@ def scratch(parent: Path) -> Iterator[Path]:
         directory.mkdir()
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        guard.unlink(missing_ok=True)
+        _remove(directory, guard)
         os.close(handle)
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path) -> None:
+    """Removes the scratch directories below `parent` whose owners are dead."""
     for guard in parent.glob("*.lock"):
         try:
             handle = os.open(guard, os.O_RDWR | os.O_CLOEXEC)
@@ -75,10 +107,17 @@ def _sweep(parent: Path) -> None:
             continue  # its owner has just ended
         try:
             if _try_lock(handle) and _is_still(guard, handle):
-                shutil.rmtree(guard.with_suffix(""), ignore_errors=True)
-                guard.unlink(missing_ok=True)
+                _remove(guard.with_suffix(""), guard)
         finally:
             os.close(handle)
+
+
+def _remove(directory: Path, guard: Path) -> None:
+    # What the disk does not let go of now, the next sweep finds by its guard; it is no reason to fail.
+    shutil.rmtree(directory, ignore_errors=True)
+    if not directory.exists():
+        with suppress(OSError):
+            guard.unlink(missing_ok=True)
 
 
 def _is_still(guard: Path, handle: int) -> bool:
@@ -89,9 +128,14 @@ def _is_still(guard: Path, handle: int) -> bool:
         return False
 
 
-def _try_lock(handle: int) -> bool:
+def hold(handle: int) -> None:
+    """Locks an open file that nobody else has reason to lock, until it is closed or its holder dies."""
+    fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _try_lock(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

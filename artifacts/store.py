@@ -7,6 +7,8 @@
 <root>/published/…               directories that were published: plan and manifest
 <root>/damaged/                  what was set aside because its bytes were not what its name says
 <root>/index.sqlite              remembered digests; may be thrown away
+<root>/records.sqlite            where to find records; may be thrown away
+<root>/claims/                   what running builds rely on, for gc to see
 <root>/tmp, <root>/locks
 ```
 
@@ -19,12 +21,12 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from artifacts import digest, locks
+from artifacts import claims, digest, locks
 from artifacts.errors import NewerFormatError, StoreError
 from artifacts.memo import Memo
 from artifacts.record import Blob, Record
@@ -58,6 +60,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self._memo: Memo | None = None
+        self._claims = claims.Claims(self.root)
 
     @property
     def memo(self) -> Memo:
@@ -112,14 +115,23 @@ class Store:
         with self._writing():
             kept = self.root / "damaged" / damaged.relative_to(self.root).as_posix().replace("/", "-")
             kept.parent.mkdir(exist_ok=True)
-            damaged.replace(kept)
+            if damaged.is_dir():
+                shutil.rmtree(kept, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another build that met the same damage was faster
+                damaged.replace(kept)
+                if damaged.is_relative_to(self.root / "objects") and _is_whole(damaged, kept):
+                    kept.replace(damaged)  # and has mended it already
             return kept
 
     # Records
 
+    def record_path(self, key: str) -> Path:
+        """Where the record of `key` lies."""
+        return self.root / "records" / f"{key}.json"
+
     def lookup(self, key: str) -> Hit | Miss:
         """The answer to the question with the digest `key`, checked down to the last byte of its outputs."""
-        path = self._record_path(key)
+        path = self.record_path(key)
         try:
             record = Record.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -138,12 +150,32 @@ class Store:
         return Hit(record)
 
     def put(self, record: Record) -> None:
-        """Keeps `record`, whose outputs and log are objects already.
+        """Keeps `record`, whose outputs and log are objects already; one of a newer format is left as it is.
 
         Raises:
             StoreError: The store cannot be written.
         """
-        self._write(self._record_path(record.key), record.dumps())
+        path = self.record_path(record.key)
+        if not _is_newer(path):
+            self._write(path, record.dumps())
+
+    def forget_log(self, key: str) -> None:
+        """Takes the log out of the record of `key`, whose question and answer stay.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        record = self.record(key)
+        if record is not None:
+            self.put(replace(record, log=None))
+
+    def record(self, key: str) -> Record | None:
+        """The record of `key` without a look at its outputs; None where it is gone or damaged."""
+        try:
+            record = Record.loads(self.record_path(key).read_text(encoding="utf-8"))
+        except (StoreError, UnicodeDecodeError, OSError):
+            return None
+        return record if record.key == key else None
 
     def records(self) -> Iterator[Record]:
         """Every readable record, in no order; damaged ones are for `lookup` to report."""
@@ -174,6 +206,15 @@ class Store:
             return None
         return key if digest.is_digest(key) else None
 
+    def delete_ref(self, name: str) -> None:
+        """Lets `name` mean nothing; what it meant stays until gc finds that nothing else reaches it.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        _require_name(name)
+        self.delete(self.root / "refs" / name)
+
     def refs(self, prefix: str) -> dict[str, str]:
         """All refs below `prefix`, name -> key, sorted by name."""
         base = self.root / "refs"
@@ -198,7 +239,9 @@ class Store:
         directory = self.root / "published" / ".by-key" / key
         with self._writing():
             if not self._holds(directory, files):
-                self._fill(directory, files)
+                with self.lock(f"published-{key}", f"publishing {name} in process {os.getpid()}", lambda holder: None):
+                    if not self._holds(directory, files):
+                        self._fill(directory, files)
             target = os.path.relpath(directory, link.parent)
             if not link.is_symlink() or link.readlink() != Path(target):
                 link.parent.mkdir(parents=True, exist_ok=True)
@@ -225,6 +268,7 @@ class Store:
                     raise StoreError(problem, "run `trtforge build` again: it rebuilds what is damaged")
                 shutil.copyfile(self.path(blob), fresh / name)
                 _sync(fresh / name)
+            _sync(fresh)
             if directory.exists():
                 directory.replace(aside / "old")
             directory.parent.mkdir(parents=True, exist_ok=True)
@@ -232,6 +276,81 @@ class Store:
             _sync(directory.parent)
 
     # Working on it
+
+    def claim(self, keys: Iterable[str], waiting: Callable[[str], None] = lambda holder: None) -> None:
+        """Keeps gc from the records of `keys`, whether they are there yet or not, until `release` or the process ends.
+
+        Args:
+            keys: The keys.
+            waiting: Called with one line that says which gc this waits for, again and again; it may raise to give up.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing():
+            self._claims.add(keys, waiting)
+
+    @property
+    def claiming(self) -> bool:
+        """Whether anything is claimed: a build is at work."""
+        return self._claims.any
+
+    def release(self) -> None:
+        """Claims nothing any more."""
+        self._claims.release()
+
+    @contextmanager
+    def alone(self, holder: str, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Keeps builds from claiming and adding, for gc; see `locks.exclusive`.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing():
+            gate = claims.gate(self.root)
+            gate.parent.mkdir(parents=True, exist_ok=True)
+            context = locks.exclusive(gate, holder, waiting)
+            context.__enter__()
+        try:
+            yield
+        finally:
+            context.__exit__(None, None, None)
+
+    def sweep(self) -> None:
+        """Removes what dead processes left, for gc, which is `alone`.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing():
+            claims.sweep(self.root)
+            locks.sweep(self.root / "tmp")
+
+    def delete(self, path: Path) -> None:
+        """Deletes a file or directory of the store, for gc.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing(), suppress(FileNotFoundError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    @contextmanager
+    def keeping(self, waiting: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+        """Keeps gc out while objects are added that no record holds yet.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing():
+            gate = claims.gate(self.root)
+            gate.parent.mkdir(parents=True, exist_ok=True)
+            context = locks.shared(gate, waiting)
+            context.__enter__()
+        try:
+            yield
+        finally:
+            context.__exit__(None, None, None)
 
     @contextmanager
     def lock(self, key: str, holder: str, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -264,9 +383,6 @@ class Store:
         finally:
             context.__exit__(None, None, None)
 
-    def _record_path(self, key: str) -> Path:
-        return self.root / "records" / f"{key}.json"
-
     def _write(self, path: Path, text: str) -> None:
         with self._writing(), self.scratch() as aside:
             fresh = aside / "fresh"
@@ -281,11 +397,32 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                advice = "make room, or put the store on another disk: store.root=/path"
-            else:
-                advice = "choose a directory you may write: store.root=/path, or the variable TRTFORGE_STORE"
-            raise StoreError(f"the store {self.root} cannot be written: {error.strerror}", advice) from error
+            raise self.cannot_be_written(error) from error
+
+    def cannot_be_written(self, error: OSError) -> StoreError:
+        """What a failed write means to the user."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "make room, or put the store on another disk: store.root=/path"
+        else:
+            advice = "choose a directory you may write: store.root=/path, or the variable TRTFORGE_STORE"
+        return StoreError(f"the store {self.root} cannot be written: {error.strerror}", advice)
+
+
+def _is_newer(path: Path) -> bool:
+    try:
+        Record.loads(path.read_text(encoding="utf-8"))
+    except NewerFormatError:
+        return True
+    except (StoreError, OSError, UnicodeDecodeError):
+        pass
+    return False
+
+
+def _is_whole(place: Path, content: Path) -> bool:
+    try:
+        return digest.of_file(content) == place.parent.name + place.name
+    except OSError:
+        return False  # a broken disk
 
 
 def _require_name(name: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
@@ -23,12 +24,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from conf.errors import ConfigError, suggest
+from conf.errors import SEE, ConfigError, suggest
 from conf.schema import Config, Profile, Step, TensorSpec
 from stages import STAGES
+from stages.allowed import NotAllowedError
 
 PACKAGE = "conf"
 GROUPS = ("model", "flow", "targets", "backend", "store")
+
+_one_at_a_time = Lock()
+"""Hydra's search path is global, and steps that run in threads ask where a value came from."""
 
 _OPEN = re.compile(r"(model\.(dims|profiles|inputs)|steps)[.=]")
 """Mappings whose keys the user invents, or whose entries are checked afterwards: an override may add to them without
@@ -45,16 +50,28 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> 
     Raises:
         ConfigError: Anything is wrong with it.
     """
-    register()
-    parsed = _parse(overrides)
-    search = [_own_directory(path) for path in config_dirs]
-    with _plain_errors(search), initialize_config_module(PACKAGE, version_base="1.3"):
-        composed = hydra_compose(
-            "config", [*_search_path(parsed, search), *map(_opened, parsed)], return_hydra_config=True
-        )
+    composed = raw(overrides, config_dirs)
     choices = composed.hydra.runtime.choices
     with _plain_errors():
         return _typed(composed, flow=str(choices.flow).removesuffix(".yaml"))
+
+
+def raw(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:
+    """The config as Hydra composes it: interpolations as they are written, and Hydra's own choices under `hydra`.
+
+    Raises:
+        ConfigError: Anything is wrong with it.
+    """
+    register()
+    parsed = _parse(overrides)
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line}: several values are a sweep", "sweep with -m: trtforge build -m …"
+            )
+    own, search = _own_directories(parsed, config_dirs), _search_path(config_dirs)
+    with _one_at_a_time, _plain_errors(own), initialize_config_module(PACKAGE, version_base="1.3"):
+        return hydra_compose("config", [*search, *map(_opened, parsed)], return_hydra_config=True)
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -73,10 +90,13 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     return [list(combination) for combination in itertools.product(*choices)]
 
 
-def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
-    """What can be chosen in `group`, shipped and of the user's own."""
-    directories = [Path(_package_directory(PACKAGE)), *config_dirs]
-    return sorted({path.stem for directory in directories for path in (directory / group).glob("*.yaml")})
+def options(group: str, overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> list[str]:
+    """What can be chosen in `group`, shipped and of the user's own.
+
+    Raises:
+        ConfigError: A config directory is not there.
+    """
+    return _choices(group, _own_directories(_parse(overrides), config_dirs))
 
 
 def register() -> None:
@@ -139,7 +159,7 @@ def _opened(override: Override) -> str:
     return f"++{line}" if line[0] not in "+~" and _OPEN.match(line) else line
 
 
-def _own_directory(path: Path) -> str:
+def _check_own_directory(path: Path) -> None:
     if not path.is_dir():
         raise ConfigError(f"{path}: no such config directory", "give an existing one: --config-dir DIR")
     shipped = Path(_package_directory(PACKAGE))
@@ -150,26 +170,24 @@ def _own_directory(path: Path) -> str:
                     f"{own}: trtforge ships a {group} of this name, which would be taken instead",
                     f"rename the file, and choose it with {group}=NEW_NAME",
                 )
-    return f"file://{path.absolute()}"
 
 
-def _search_path(overrides: list[Override], own: list[str]) -> list[str]:
-    for override in overrides:
-        if override.key_or_group == "hydra.searchpath":
-            _check_search_path(override)
-            if own:
-                raise ConfigError("hydra.searchpath and --config-dir are both given", "use one of the two")
-    quoted = ["'{}'".format(entry.replace("'", r"\'")) for entry in own]
-    return [f"hydra.searchpath=[{','.join(quoted)}]"] if own else []
+def _own_directories(overrides: Sequence[Override], config_dirs: Sequence[Path]) -> list[Path]:
+    """The user's own config directories, each of which is there and hides nothing that trtforge ships."""
+    searched = [override for override in overrides if override.key_or_group == "hydra.searchpath"]
+    if searched and config_dirs:
+        raise ConfigError("hydra.searchpath and --config-dir are both given", "use one of the two")
+    entries = searched[-1].value() if searched else []
+    paths = [str(entry).removeprefix("file://") for entry in (entries if isinstance(entries, list) else ())]
+    own = [*config_dirs, *(Path(path) for path in paths if "://" not in path)]
+    for path in own:
+        _check_own_directory(path)
+    return own
 
 
-def _check_search_path(override: Override) -> None:
-    # Hydra says nothing about a directory that is not there; the group chosen from it is then "not found".
-    entries = override.value()
-    for entry in entries if isinstance(entries, list) else ():
-        path = str(entry).removeprefix("file://")
-        if "://" not in path:
-            _own_directory(Path(path))
+def _search_path(config_dirs: Sequence[Path]) -> list[str]:
+    escaped = (str(path.absolute()).replace("'", r"\'") for path in config_dirs)
+    return ["hydra.searchpath=[" + ",".join(f"'file://{path}'" for path in escaped) + "]"] if config_dirs else []
 
 
 def _typed(composed: DictConfig, flow: str) -> Config:
@@ -180,7 +198,11 @@ def _typed(composed: DictConfig, flow: str) -> Config:
     strict = cast(DictConfig, OmegaConf.merge(_schema(), OmegaConf.to_container(composed)))
     if strict.model.name is None:
         strict.model.name = _name_of(strict.model)
-    _check_entries(strict)
+    written = OmegaConf.to_container(strict)
+    try:
+        _check_entries(strict)
+    except NotAllowedError as error:
+        raise ConfigError(str(error), _where_to_correct(error.key, written)) from error
     missing = sorted(OmegaConf.missing_keys(strict))
     if missing:
         raise ConfigError(f"not given: {', '.join(missing)}", f"say what: {missing[0]}=…")
@@ -214,18 +236,45 @@ def _check_entries(composed: DictConfig) -> None:
         step.config = _checked(STAGES[step.stage].config, step, "config", f"steps.{name}")
 
 
+def _unfreeze(node: DictConfig) -> None:
+    # A frozen dataclass is read-only, and so is each inside of it; their values are still to come.
+    OmegaConf.set_readonly(node, False)
+    for name in node:
+        inner = node._get_node(name)  # node[name] takes 20 times as long
+        if isinstance(inner, DictConfig):
+            _unfreeze(inner)
+
+
 def _require_mapping(where: str, given: object, next_step: str) -> None:
     if not isinstance(given, DictConfig):
         raise ConfigError(f"{where}: {given!r} is no mapping", next_step)
+
+
+def _require_allowed(node: DictConfig, where: str) -> None:
+    """Makes the dataclass of `node` and those inside of it, which refuse their values where these are wrong."""
+    for name in map(str, node):
+        if not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):
+            _require_allowed(node[name], f"{where}.{name}")
+    if not OmegaConf.missing_keys(node):
+        try:
+            OmegaConf.to_object(node)
+        except NotAllowedError as error:
+            raise NotAllowedError(f"{where}.{error.key}", error.got, error.allowed) from error
+
+
+def _where_to_correct(key: str, written: Any) -> str:
+    for part in key.split("."):
+        written = written.get(part) if isinstance(written, dict) else None
+    return f"it is {written}: correct that" if isinstance(written, str) and "${" in written else SEE
 
 
 def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any:
     # Interpolations see the whole config, so they are resolved before the node leaves it.
     given = OmegaConf.to_container(parent, resolve=True, throw_on_missing=False)[key]  # type: ignore[call-overload,index]
     typed = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(typed, False)  # a frozen dataclass is, and its values are still to come
+    _unfreeze(typed)
     try:
-        return OmegaConf.merge(typed, given)
+        merged = cast(DictConfig, OmegaConf.merge(typed, given))
     except ConfigKeyError as error:
         wrong = str(error.key)
         raise ConfigError(
@@ -234,26 +283,32 @@ def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         name = getattr(error, "full_key", "")
         raise ConfigError(f"{where}.{key}{f'.{name}' if name else ''}: {_first_line(error)}") from error
+    _require_allowed(merged, f"{where}.{key}")
+    return merged
+
+
+def _choices(group: str, own: Sequence[Path]) -> list[str]:
+    directories = [Path(_package_directory(PACKAGE)), *own]
+    return sorted({path.stem for directory in directories for path in (directory / group).glob("*.yaml")})
 
 
 @contextmanager
-def _plain_errors(search: Sequence[str] = ()) -> Iterator[None]:
+def _plain_errors(own: Sequence[Path] = ()) -> Iterator[None]:
     try:
         yield
     except MissingConfigException as error:
-        raise _unknown_choice(error, search) from error
+        raise _unknown_choice(error, own) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _wrong_value(error) from error
     except YAMLError as error:
         raise ConfigError(f"a YAML file cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _unknown_choice(error: MissingConfigException, search: Sequence[str]) -> ConfigError:
+def _unknown_choice(error: MissingConfigException, own: Sequence[Path]) -> ConfigError:
     group, _, name = str(error.missing_cfg_file or "").rpartition("/")
     if group not in GROUPS:
         return ConfigError(_first_line(error), suggest(name, GROUPS))
-    own = [Path(entry.removeprefix("file://")) for entry in search]
-    return ConfigError(f"{group}={name}: there is no {group} {name!r}", suggest(name, options(group, own)))
+    return ConfigError(f"{group}={name}: there is no {group} {name!r}", suggest(name, _choices(group, own)))
 
 
 def _wrong_value(error: Exception) -> ConfigError:
@@ -269,6 +324,8 @@ def _wrong_value(error: Exception) -> ConfigError:
     known = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and known:
         return ConfigError(what, suggest(str(cause.key), known))
+    if (cause.full_key or "").startswith("targets.") and "subclass of Target" in what:
+        return ConfigError(what, "the first line of a target's file is `# @package targets.NAME`: docs/flows.md")
     return ConfigError(what)
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from typing import Any, Optional
 
 from omegaconf import MISSING
 
+from stages.allowed import require
 from stages.gates import Gates
 
 # A mapping whose values are dataclasses says so in a comment: an override cannot add a whole entry to one that says it
@@ -136,6 +138,9 @@ class Step:
     config: Any = field(default_factory=dict)
     time_limit_s: float = 3600.0
 
+    def __post_init__(self) -> None:
+        require(0 < self.time_limit_s < inf, "time_limit_s", self.time_limit_s, "finite, above 0")
+
 
 @dataclass
 class Target:
@@ -172,7 +177,7 @@ class StoreConfig:
     Attributes:
         root: The store's directory.
         remote: Any fsspec URL, read through and written through; not supported yet.
-        budget: Size that gc keeps the store below, such as `50GiB`; not supported yet.
+        budget: Size that gc keeps the store below, such as `50GiB`.
     """
 
     root: str = MISSING

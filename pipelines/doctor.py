@@ -16,18 +16,21 @@ from rich.table import Table
 from artifacts.errors import StoreError
 from artifacts.store import Store
 from conf.compose import compose, options
+from conf.errors import ConfigError
 from conf.schema import Target
 from pipelines.document import console, in_bytes
 from pipelines.targets import gpus_here
 from stages import backends
-from stages.gpus import Gpus
+from stages.gpus import Gpus, capability
+from stages.stage import StageError
 
 PACKAGES = ("onnx", "onnxruntime", "numpy", "polygraphy", "cuda-python", "hydra-core", "prefect", "torch")
 """What the stages and the runner use; torch only for models that are torch modules."""
 
 
-def examine(store: Store, config_dirs: Sequence[Path]) -> dict[str, Any]:
+def examine(store: Store, overrides: Sequence[str], config_dirs: Sequence[Path]) -> dict[str, Any]:
     """Looks at the machine, the packages, the GPUs, the backends, every target and the store."""
+    targets = _targets(overrides, config_dirs)
     here = gpus_here()
     return {
         "trtforge": metadata.version("trtforge"),
@@ -38,7 +41,7 @@ def examine(store: Store, config_dirs: Sequence[Path]) -> dict[str, Any]:
         "gpus": [asdict(gpu) for gpu in here.found],
         "gpus_reason": here.reason or None,
         "backends": {name: _backend(name) for name in backends.BACKENDS},
-        "targets": [_target(target, name, here) for target in _targets(config_dirs) for name in backends.BACKENDS],
+        "targets": [_target(target, name, here) for target in targets for name in backends.BACKENDS],
         "prefect_api_url": os.environ.get("PREFECT_API_URL"),
         "store": _store(store),
     }
@@ -78,10 +81,19 @@ def _table(targets: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _targets(config_dirs: Sequence[Path]) -> list[Target]:
-    names = [name for name in options("targets", config_dirs) if name != "local"]
-    config = compose([f"targets=[{','.join(names)}]"], config_dirs)
-    return sorted(config.targets.values(), key=lambda target: tuple(map(int, target.compute_capability.split("."))))
+def _targets(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[Target]:
+    """Every target that there is, by capability; those that ask the machine are told under GPUs."""
+    search = [override for override in overrides if override.startswith("hydra.searchpath=")]
+    names = options("targets", search, config_dirs)
+    found = compose([*search, f"targets=[{','.join(names)}]"], config_dirs).targets.values()
+    return sorted((target for target in found if target.compute_capability != "local"), key=_by_capability)
+
+
+def _by_capability(target: Target) -> tuple[int, int]:
+    try:
+        return capability(target.compute_capability)
+    except StageError as error:
+        raise ConfigError(f"targets.{target.name}.compute_capability: {error.what}", error.next_step) from error
 
 
 def _target(target: Target, backend: str, here: Gpus) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def _print_plan(session: Session, target: BuildTarget, screen: Console) -> None:
     if outcome is None or outcome.record is None:
         return
     directory = session.published(target)
+    directory = directory if directory and directory.exists() else None
     path = directory / "model.plan" if directory else session.store.path(outcome.record.outputs["plan"])
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache
@@ -24,6 +25,8 @@ from pipelines.graph import Node
 from stages.stage import JSON, Progress, StageError
 
 NEVER_BUILT = "not built yet"
+WAITING = "waiting for "
+"""How the phase of a step begins that waits for another process."""
 
 State = Literal["built", "cached", "failed", "skipped", "missing", "waiting"]
 
@@ -67,12 +70,16 @@ class Workshop:
         model_facts: The facts of the model, by the names of `stages.stage.MODEL_FACTS`.
         provenance: What to note in each record beside the question.
         stop: Set when the user wants to stop.
+        reason: Says why a question has no answer yet.
+        origins: Says where the values of a node's config came from.
     """
 
     store: Store
     model_facts: Mapping[str, JSON] = field(default_factory=dict)
     provenance: Mapping[str, JSON] = field(default_factory=dict)
     stop: Event = field(default_factory=Event)
+    reason: Callable[[Node, Mapping[str, Any]], str] = lambda node, question: NEVER_BUILT
+    origins: Callable[[Node], Mapping[str, str]] = lambda node: {}
 
     def question(self, node: Node, upstream: Mapping[str, Record]) -> dict[str, Any]:
         """The fields of the node's key.
@@ -110,11 +117,14 @@ class Workshop:
         key = None
         try:
             question = self.question(node, upstream)
+            key = Record(question, {}).key
+            if self.store.claiming:  # the steps after this one rely on it, cached or not
+                self.store.claim([key], self._wait(progress))
             found = self._look(node, question)
-            key = found.key
             if found.state == "missing":
+                self.store.claim([key], self._wait(progress))
                 holder = f"{node.id} in process {os.getpid()} on {platform.node()}"
-                with self.store.lock(Record(question, {}).key, holder, self._wait(progress)):
+                with self.store.lock(key, holder, self._wait(progress)):
                     # Somebody else may have built it while this one waited.
                     found = self._look(node, question, mend=True)
                     if found.state == "missing":
@@ -124,7 +134,9 @@ class Workshop:
         except (StageError, StoreError) as error:
             what, next_step = error.what, error.next_step
         except OSError as error:
-            what, next_step = f"{node.id}: {error}", ""
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # it is the scratch directory that is written to here
+            failed = self.store.cannot_be_written(error) if full else StoreError(str(error))
+            what, next_step = f"{node.id}: {failed.what}", failed.next_step
         seconds = time.monotonic() - started
         return Outcome(node, "failed", key, None, seconds, None, what, next_step)
 
@@ -136,7 +148,7 @@ class Workshop:
             case Miss(reason, damaged):
                 for path in damaged if mend else ():
                     self.store.set_aside(path)
-                return Outcome(node, "missing", key, reason=reason or NEVER_BUILT)
+                return Outcome(node, "missing", key, reason=reason or self.reason(node, question))
 
     def _build(
         self, node: Node, question: Mapping[str, Any], upstream: Mapping[str, Record], progress: Progress
@@ -157,7 +169,8 @@ class Workshop:
             self._check_unchanged(node, question)
             if self.stop.is_set():
                 raise InterruptedBuildError
-            return self._keep(node, question, result, time.monotonic() - started)
+            with self.store.keeping(self._wait(progress)):
+                return self._keep(node, question, result, time.monotonic() - started)
 
     def _keep(self, node: Node, question: Mapping[str, Any], result: child.Result, seconds: float) -> Record:
         outputs = {name: self.store.add(result.out / file) for name, file in node.stage.outputs.items()}
@@ -169,6 +182,8 @@ class Workshop:
             provenance={
                 "step": node.step,
                 "target": node.target.name if node.target else None,
+                "inputs": dict(node.inputs),
+                "origins": dict(self.origins(node)),
                 "seconds": round(seconds, 3),
                 "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 **self.provenance,
@@ -184,8 +199,11 @@ class Workshop:
         if not log.is_file() or not log.stat().st_size:
             return error
         kept = self.store.root / "logs" / f"{key}.log"
-        kept.parent.mkdir(exist_ok=True)
-        shutil.copyfile(log, kept)
+        try:
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(log, kept)
+        except OSError:
+            return error  # why the step failed matters more than why its log cannot be kept
         return StageError(error.what, f"{error.next_step or 'see the log'} (log: {kept})")
 
     def _check_unchanged(self, node: Node, question: Mapping[str, Any]) -> None:
@@ -209,7 +227,7 @@ class Workshop:
         def waiting(holder: str) -> None:
             if self.stop.is_set():
                 raise InterruptedBuildError
-            progress(f"waiting for {holder or 'another process'}", None)
+            progress(f"{WAITING}{holder or 'another process'}", None)
 
         return waiting
 

@@ -7,11 +7,14 @@ Only this module imports Prefect, and nobody imports this module while nothing h
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 OFFLINE = {
     # Client and server each have a switch of their own: DO_NOT_TRACK alone does not stop the server.
@@ -48,6 +51,9 @@ from pipelines.session import Session, open_session  # noqa: E402
 DRAIN_SECONDS = 10.0
 """How long to wait at the end until the server has heard everything; usually it is milliseconds."""
 
+if TYPE_CHECKING:
+    from prefect.server.api.server import SubprocessASGIServer
+
 _prepared: ContextVar[tuple[Session, Reporter] | None] = ContextVar("prepared", default=None)
 
 
@@ -60,10 +66,11 @@ def run_with_prefect(
         EngineError: Prefect's server cannot be reached or started.
         InterruptedBuildError: The user asked to stop.
     """
-    if not get_current_settings().api.url:
-        reporter.note("starting a temporary Prefect server, some seconds; PREFECT_API_URL names a lasting one")
     token = _prepared.set((session, reporter))
     try:
+        if not get_current_settings().api.url:
+            reporter.note("starting a temporary Prefect server, some seconds; PREFECT_API_URL names a lasting one")
+            _start_server()
         named = build.with_options(flow_run_name=f"{session.config.model.name}-{session.config.flow}")
         named(list(overrides), [str(path) for path in config_dirs], return_state=True)
         # Task runs reach the server as events, from a queue that is emptied in the background.
@@ -79,6 +86,23 @@ def run_with_prefect(
     finally:
         _prepared.reset(token)
     schedule.raise_bugs(session)
+
+
+def _start_server() -> None:
+    """Starts the temporary server that Prefect would start, and somebody who ends it should this process be killed."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    threading.Thread(target=_guard, args=(server,), daemon=True).start()
+    server.start()
+
+
+def _guard(server: SubprocessASGIServer) -> None:
+    while server.server_process is None:  # it is there long before it answers, which `start` waits for
+        time.sleep(0.01)
+    # The shell reads until the pipe's other end is gone, which the kernel sees to when this process dies.
+    watch = ["/bin/sh", "-c", 'read -r line; kill "$0"', str(server.server_process.pid)]
+    subprocess.Popen(watch, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def stop_server() -> None:

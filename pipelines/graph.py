@@ -33,6 +33,7 @@ class Node:
         upstream: Inputs that other nodes make.
         files: Inputs that are the model's own files.
         time_limit_s: The step is stopped after so many seconds.
+        inputs: All inputs as the flow names them: `surgery.onnx`, `model.calibration`.
     """
 
     step: str
@@ -42,6 +43,7 @@ class Node:
     upstream: Mapping[str, Upstream] = field(default_factory=dict)
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     time_limit_s: float = 3600.0
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -151,4 +153,5 @@ def _node(config: Config, name: str, target: BuildTarget | None, files: Files, p
                 if output in ("calibration", "holdout")
                 else f"give model.{output}",
             )
-    return Node(name, stage, step.config, target, upstream, own, step.time_limit_s)
+    inputs = {given: step.inputs[given] for given in (*upstream, *own)}
+    return Node(name, stage, step.config, target, upstream, own, step.time_limit_s, inputs)

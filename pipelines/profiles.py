@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,9 +55,10 @@ def _dims(model: Model, inputs: Sequence[Mapping[str, Any]]) -> dict[str, list[i
     found = {}
     for name, value in model.dims.items():
         if name not in known:
-            raise ConfigError(f"model.dims.{name}: no input of the model has a dim {name!r}", suggest(name, known))
+            next_step = suggest(name, known) if known else "leave it out: the inputs' dims are fixed or have no names"
+            raise ConfigError(f"model.dims.{name}: no input of the model has a dim {name!r}", next_step)
         sizes = [value] * 3 if isinstance(value, int) else list(value or ())
-        if len(sizes) != 3 or not all(isinstance(size, int) for size in sizes):
+        if len(sizes) != 3 or not all(type(size) is int for size in sizes):  # True is an int, too
             raise ConfigError(f"model.dims.{name}: got {value!r}", f"give min, opt and max: model.dims.{name}=[1,8,32]")
         _check_order(f"model.dims.{name}", *([size] for size in sizes))
         found[name] = sizes
@@ -120,7 +122,11 @@ def _override(tensor: Mapping[str, Any]) -> str:
         return ",".join(str(dim if isinstance(dim, int) else _GUESS[which]) for dim in tensor["shape"])
 
     body = ",".join(f"{which}:[{shape(which)}]" for which in _GUESS)
-    return f"'model.profiles.default.{tensor['name']}={{{body}}}'"
+    if tensor["name"].isidentifier():
+        return f"'model.profiles.default.{tensor['name']}={{{body}}}'"
+    # Dots, colons and brackets mean something to Hydra in a key, and nothing in a mapping once they are escaped.
+    escaped = re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", tensor["name"])
+    return f"'model.profiles.default={{{escaped}:{{{body}}}}}'"
 
 
 def spell(shape: Sequence[Any]) -> str:

@@ -8,7 +8,7 @@ import threading
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from pipelines.execute import Outcome
+from pipelines.execute import WAITING, Outcome
 
 
 class Reporter:
@@ -33,17 +33,27 @@ class Reporter:
 class Lines(Reporter):
     """A line when a step begins and one when it ends, on stderr: for logs."""
 
+    def __init__(self) -> None:
+        self._waits: dict[str, str] = {}
+
     def started(self, name: str) -> None:
         """Prints that it begins."""
-        print(f"{name}: started", file=sys.stderr, flush=True)
+        self.note(f"{name}: started")
+
+    def progressed(self, name: str, phase: str, fraction: float | None) -> None:
+        """Prints whom it waits for, once; the rest is for bars."""
+        if phase.startswith(WAITING) and self._waits.get(name) != phase:
+            self._waits[name] = phase
+            self.note(f"{name}: {phase}")
 
     def finished(self, outcome: Outcome) -> None:
         """Prints how it ended."""
-        print(f"{outcome.node.id}: {summary(outcome)}", file=sys.stderr, flush=True)
+        self.note(f"{outcome.node.id}: {summary(outcome)}")
 
     def note(self, text: str) -> None:
-        """Prints it."""
-        print(text, file=sys.stderr, flush=True)
+        """Prints it, text and newline in one write: steps report from several threads."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 class Live(Reporter):

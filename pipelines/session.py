@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.record import Record
 from artifacts.store import Store
@@ -30,6 +30,9 @@ from stages import STAGES
 from stages.gates import failures
 from stages.stage import JSON, Progress
 
+if TYPE_CHECKING:
+    from pipelines.reasons import Reasons
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -44,6 +47,7 @@ class Session:
         workshop: What executes a node.
         outcomes: How each node stands, by id.
         bugs: What was raised where nothing should be.
+        signature: The key of what the model looks like from outside.
     """
 
     config: Config
@@ -52,6 +56,7 @@ class Session:
     workshop: Workshop
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     bugs: list[Exception] = field(default_factory=list)
+    signature: str | None = None
 
     @property
     def store(self) -> Store:
@@ -94,6 +99,15 @@ class Session:
                 self.outcomes[node.id] = Outcome(node, "waiting", reason=f"waits for {waits}")
         self.store.memo.save()
 
+    def claim(self) -> None:
+        """Keeps gc from what the run relies on; what it took since the last look is looked up again.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        self.store.claim(outcome.key for outcome in self.outcomes.values() if outcome.key)
+        self.look()
+
     @property
     def up_to_date(self) -> bool:
         """Whether nothing is left to run."""
@@ -107,6 +121,8 @@ class Session:
             if outcome.state in ("waiting", "missing"):
                 reason = self.obstacle(outcome.node) or outcome.reason
                 self.outcomes[name] = Outcome(outcome.node, "skipped", reason=reason)
+        if self.signature is not None:  # no plan is made from it, and every run asks for it
+            self.store.set_ref(f"signatures/{self.config.model.name}", self.signature)
         for target in self.targets:
             plan = self.plan(target)
             if plan is not None and plan.key:
@@ -118,6 +134,7 @@ class Session:
                 self.store.publish(place, outcome.key, files)
                 self.store.set_ref(f"published/{place}", outcome.key)
         self.store.memo.save()
+        self.store.release()
 
     def plan(self, target: BuildTarget) -> Outcome | None:
         """The last step that made a plan for `target` and did not merely publish it; None while there is none."""
@@ -177,30 +194,51 @@ def open_session(
             f"model.name={config.model.name!r}: letters, digits and ._- are allowed", "name it: model.name=NAME"
         )
     store, model = config.store, config.model
-    given = {"store.remote": store.remote, "store.budget": store.budget, "model.plugins": model.plugins}
+    given = {"store.remote": store.remote, "model.plugins": model.plugins}
     for name in (name for name, value in given.items() if value):
         raise ConfigError(f"{name} is not supported yet", f"leave it out: {name}=null")
+    if not config.store.root:
+        raise ConfigError("store.root is empty", "name a directory, or unset TRTFORGE_STORE")
     main = sources.main_file(config.model)
     workshop = Workshop(Store(Path(config.store.root)), {}, _provenance(config, overrides), stop or Event())
     chosen = targets.resolve(config) if any(graph.is_per_target(config).values()) else []
-    signature = _signature(workshop, main, progress) if main else None
+    signature, key = _signature(workshop, main, progress) if main else (None, None)
     facts = _model_facts(config, signature)
     files = sources.collect(config.model, signature)
-    workshop = Workshop(workshop.store, facts, workshop.provenance, workshop.stop)
-    session = Session(config, chosen, graph.expand(config, chosen, files), workshop)
+    reasons = _reasons(workshop, overrides, config_dirs)
+    workshop = replace(
+        workshop,
+        model_facts=facts,
+        reason=lambda node, question: reasons()(node, question),
+        origins=lambda node: reasons().origins(node),
+    )
+    session = Session(config, chosen, graph.expand(config, chosen, files), workshop, signature=key)
     session.look()
     return session
 
 
-def _signature(workshop: Workshop, main: Path, progress: Progress) -> Mapping[str, Any]:
-    """What the model looks like from outside, out of the store where its bytes were seen before."""
+def _reasons(workshop: Workshop, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Callable[[], Reasons]:
+    @cache
+    def reasons() -> Reasons:
+        # Nothing of it is imported or opened while nothing is missing.
+        from conf.origin import Origins
+        from pipelines.reasons import Reasons
+
+        return Reasons(workshop.store, workshop.provenance, Origins(overrides, config_dirs))
+
+    return reasons
+
+
+def _signature(workshop: Workshop, main: Path, progress: Progress) -> tuple[Mapping[str, Any], str | None]:
+    """What the model looks like from outside, out of the store where its bytes were seen before; and the key of it."""
     stage = STAGES["signature"]
     outcome = workshop.execute(Node("signature", stage, stage.config(), files={"onnx": [main]}), {}, progress)
     if outcome.record is None:
         what = (outcome.error or "").removeprefix("signature: ")
         raise ConfigError(what, outcome.next_step)
     content: Mapping[str, Any] = json.loads(workshop.store.path(outcome.record.outputs["signature"]).read_text())
-    return content
+    workshop.store.release()
+    return content, outcome.key
 
 
 def _model_facts(config: Config, signature: Mapping[str, Any] | None) -> dict[str, JSON]:
@@ -217,9 +255,11 @@ def _torch(config: Config) -> dict[str, JSON]:
             "a torch module needs its inputs", "say their shapes: 'model.inputs={x: {shape: [batch, 3, 224, 224]}}'"
         )
     try:
-        version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        raise ConfigError("model.source=torch: torch is not installed", "pip install 'trtforge[torch]'") from None
+        exporter = {name: metadata.version(name) for name in ("torch", "onnxscript", "onnx-ir")}
+    except metadata.PackageNotFoundError as error:
+        raise ConfigError(
+            f"model.source=torch: {error.name} is not installed", "pip install 'trtforge[torch]'"
+        ) from None
     return {
         "kind": "torch",
         "entry_point": config.model.entry_point,
@@ -228,7 +268,9 @@ def _torch(config: Config) -> dict[str, JSON]:
             name: list(value) if not isinstance(value, int) else [value] * 3
             for name, value in config.model.dims.items()
         },
-        "torch": version,
+        # They are handed over in this order, and the canonical JSON of a key sorts names.
+        "order": list(config.model.inputs),
+        "exporter": exporter,
     }
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import site
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +66,8 @@ def collect(model: Model, signature: Mapping[str, Any] | None) -> Files:
 def modules(entry_point: str) -> list[Path]:
     """The Python files that decide what `package.module:callable` returns.
 
-    They are its module and, followed through their imports, the modules of its own top-level package. Nothing is
-    imported to find out.
+    They are its module and, followed through their imports, the modules of its own top-level package and all that lie
+    neither in the standard library nor among installed packages. Nothing is imported to find out.
 
     Raises:
         ConfigError: The module cannot be found.
@@ -79,7 +82,7 @@ def modules(entry_point: str) -> list[Path]:
         if path is None or module in found:
             continue
         found[module] = path
-        waiting += [other for other in _imports(path, module) if other.partition(".")[0] == top]
+        waiting += [other for other in _imports(path, module) if other.partition(".")[0] == top or _is_users(other)]
         waiting += [module.rpartition(".")[0]] if "." in module else []
     if name not in found:
         raise ConfigError(
@@ -113,6 +116,19 @@ def _batches(key: str, text: str) -> list[Path]:
             raise ConfigError(f"{key}={text}: the directory holds no .npz or .npy file", "put the batches there")
         return files
     return [_existing(key, text)]
+
+
+def _is_users(module: str) -> bool:
+    """Whether a module is the user's own, and neither Python's nor installed."""
+    path = _locate(module)
+    return path is not None and not any(path.is_relative_to(root) for root in _foreign_roots())
+
+
+@cache
+def _foreign_roots() -> tuple[Path, ...]:
+    # Python's own modules and site-packages, of the virtual environment and of the Python below it.
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    return (*(Path(sysconfig.get_path(name)) for name in names), *(Path(root) for root in site.getsitepackages()))
 
 
 def _locate(module: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from stages.gpus import gpus as ask_gpus
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """There while NVIDIA's kernel driver is loaded; looking costs microseconds, importing cuda-python 100 ms."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ def resolve(config: Config) -> list[BuildTarget]:
     """
     if not config.targets:
         raise ConfigError("no target is given", "say which: targets=[l4]")
+    for key, target in config.targets.items():
+        if target.name != key or not _NAME.fullmatch(key):
+            raise ConfigError(
+                f"targets.{key}.name is {target.name!r}; it must be {key!r}, of letters, digits and ._-",
+                f"make file name, `# @package targets.{key}` and `name: {key}` agree",
+            )
     here = gpus_here()
     targets = [_resolve(target, config.backend.name, here) for target in config.targets.values()]
     refused = [f"{target.name}: {reason}" for target in targets if (reason := _why_not(target))]

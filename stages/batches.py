@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from zipfile import BadZipFile, ZipFile
 from zlib import error as ZlibError  # noqa: N812 - zlib's only exception
 
+from stages import onnx_file
 from stages.stage import StageError
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     Array = npt.NDArray[np.generic]
+
+MAX_FEED_BYTES = 4 * 2**30
+"""The most that the inputs of one generated run may take; random numbers need about three times that for a while."""
 
 Batch = dict[str, "Array"]
 """One run's feed: an array for each input, by name."""
@@ -75,9 +80,28 @@ def model_inputs(model: ModelProto) -> list[Input]:
             raise StageError(f"the input {value.name!r} is no tensor", "only models whose inputs are tensors take data")
         tensor = value.type.tensor_type
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
+        dims = map(onnx_file.dimension, tensor.shape.dim)
         inputs.append(Input(value.name, dtype, tuple(dims) if tensor.HasField("shape") else None))
     return inputs
+
+
+def require_room(what: str, sizes: Mapping[str, tuple[Sequence[int], str]], next_step: str) -> None:
+    """Holds inputs that are to be made up to `MAX_FEED_BYTES`, before anything is allocated.
+
+    Args:
+        what: What they are, for the error.
+        sizes: The shape and the dtype of each input.
+        next_step: What to lower.
+
+    Raises:
+        StageError: They would take more.
+    """
+    import numpy as np
+
+    wanted = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in sizes.values())
+    if wanted > MAX_FEED_BYTES:
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, (shape, _) in sizes.items())
+        raise StageError(f"{what} take {wanted:,} bytes ({shapes}); allowed: at most {MAX_FEED_BYTES:,}", next_step)
 
 
 def count_samples(files: Sequence[Path], inputs: Sequence[Input], max_samples: int | None = None) -> int:
@@ -86,8 +110,6 @@ def count_samples(files: Sequence[Path], inputs: Sequence[Input], max_samples: i
     Raises:
         StageError: As `read_batches`.
     """
-    if max_samples is not None and max_samples < 1:
-        raise StageError(f"max_samples is {max_samples}; allowed: 1 and more, or null for all", "correct max_samples")
     if not files:
         raise StageError("no batches: the set has no file", "give .npz or .npy files")
     total = sum(_check(path, inputs) for path in files)
@@ -113,8 +135,6 @@ def read_batches(
             size or dtype); while reading where the data of a file are damaged, or the model takes a fixed number of
             samples and another number is left.
     """
-    if batch_size is not None and batch_size < 1:
-        raise StageError(f"batch_size is {batch_size}; allowed: 1 and more, or null", "correct batch_size")
     left = count_samples(files, inputs, max_samples)
     pieces = _pieces(files, inputs, left)
     batches = pieces if batch_size is None else _regroup(pieces, inputs, batch_size)

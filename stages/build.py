@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import backends, network, plan, profiles
+from stages.allowed import require_at_least, require_between, require_word
 from stages.builder_log import build_error, config_error, make_logger
 from stages.gpus import gpus, use
 from stages.stage import Job, Metrics, Progress, Stage, StageError
@@ -42,6 +43,13 @@ class BuildConfig:
     profiling_verbosity: str | None = None
     refit: str = "none"
 
+    def __post_init__(self) -> None:
+        require_between(self, 0, 5, "optimization_level")
+        require_at_least(self, 1, "workspace_bytes")
+        require_at_least(self, 0, "max_aux_streams")
+        require_word(self, "profiling_verbosity", PROFILING_VERBOSITY)
+        require_word(self, "refit", REFIT)
+
 
 def build(job: Job[BuildConfig]) -> Metrics:
     """Builds `onnx` into `plan` for the target that the facts describe.
@@ -56,7 +64,6 @@ def build(job: Job[BuildConfig]) -> Metrics:
     """
     facts = job.facts
     backend, compute_capability = facts["backend"], facts["compute_capability"]
-    _check_config(job.config)
     trt = _backend(backend, facts["backend_version"], compute_capability, facts["gpu"])
     refit_reason = None
     if job.config.refit != "none":
@@ -82,17 +89,6 @@ def build(job: Job[BuildConfig]) -> Metrics:
         "refit_reason": refit_reason,
         "seconds": seconds,
     }
-
-
-def _check_config(config: BuildConfig) -> None:
-    if config.refit not in REFIT:
-        raise StageError(f"build: unknown refit {config.refit!r}", f"use one of {', '.join(REFIT)}")
-    if config.profiling_verbosity not in (None, *PROFILING_VERBOSITY):
-        got = f"build: unknown profiling_verbosity {config.profiling_verbosity!r}"
-        raise StageError(got, f"use one of {', '.join(PROFILING_VERBOSITY)}")
-    for name in ("optimization_level", "workspace_bytes", "max_aux_streams"):
-        if (getattr(config, name) or 0) < 0:
-            raise StageError(f"build: {name} is {getattr(config, name)}", f"give {name} 0 or more, or leave it out")
 
 
 def _backend(backend: str, version: str, compute_capability: str, gpu: str | None) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages import batches, onnx_file, onnx_graph, quantization
+from stages.allowed import require, require_at_least, require_word
 from stages.histograms import ALGORITHMS, Histogram, NotFiniteError
 from stages.stage import Job, Metrics, Stage, StageError
 
@@ -36,6 +37,11 @@ class CalibrateConfig:
     algorithm: str = "mse"
     percentile: float = 99.99
 
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "batch_size", "max_samples")
+        require_word(self, "algorithm", ALGORITHMS)
+        require(0 < self.percentile <= 100, "percentile", self.percentile, "above 0, at most 100")
+
 
 @dataclass(frozen=True)
 class TensorRange:
@@ -59,7 +65,6 @@ def calibrate(job: Job[CalibrateConfig]) -> Metrics:
         StageError: The data do not fit the model, an activation is not finite, or there is nothing to quantize.
     """
     config = job.config
-    _check(config)
     model = onnx_file.read(job.file("onnx"))
     onnx_graph.adopt_weights(model)
     tensors = quantization.place(model).activations
@@ -83,18 +88,6 @@ def calibrate(job: Job[CalibrateConfig]) -> Metrics:
         "tensors": len(ranges),
         "all_zero": sorted(name for name, found in ranges.items() if found.max == 0),
     }
-
-
-def _check(config: CalibrateConfig) -> None:
-    if config.algorithm not in ALGORITHMS:
-        raise StageError(
-            f"algorithm is {config.algorithm!r}; allowed: {', '.join(ALGORITHMS)}", "set algorithm to one of these"
-        )
-    if not 0 < config.percentile <= 100:
-        raise StageError(
-            f"percentile is {config.percentile}; allowed: above 0, at most 100",
-            "99.99 is a good start: percentile=99.99",
-        )
 
 
 def _observe(model: ModelProto, tensors: Sequence[str], job: Job[CalibrateConfig]) -> _Seen:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stages import lowering, onnx_file, onnx_graph, quantization
+from stages.allowed import require_word
 from stages.onnx_opset import opset, raise_opset
-from stages.stage import Job, Metrics, Stage, StageError
+from stages.stage import Job, Metrics, Stage
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -40,18 +41,17 @@ class CastConfig:
     keep_io_types: bool = True
     keep: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        require_word(self, "precision", tuple(PRECISIONS))
+
 
 def cast(job: Job[CastConfig]) -> Metrics:
     """Writes the model in the lower precision.
 
     Raises:
-        StageError: An unknown precision, a pattern without a node, or a model whose types cannot be inferred.
+        StageError: A pattern without a node, or a model whose types cannot be inferred.
     """
     config = job.config
-    if config.precision not in PRECISIONS:
-        raise StageError(
-            f"precision is {config.precision!r}; allowed: {', '.join(PRECISIONS)}", "set precision to one of these"
-        )
     model = onnx_file.read(job.file("onnx"))
     onnx_graph.adopt_weights(model)
     onnx_graph.adopt_constants(model.graph)
@@ -84,5 +84,5 @@ STAGE = Stage(
     run=cast,
     inputs=("onnx",),
     outputs={"onnx": "model.onnx"},
-    tools=("onnx",),
+    tools=("onnx", "numpy"),
 )

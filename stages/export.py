@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages import onnx_file
+from stages.allowed import require_at_least
 from stages.onnx_check import check_structure, refuse_nonfinite_weights, require_opset
 from stages.stage import Job, Metrics, Stage, StageError
 from stages.torch_export import export_torch
 
 if TYPE_CHECKING:
     import onnx
+
+
+OLDEST_OPSET = 7
+"""What ONNX Runtime promises to run: https://onnxruntime.ai/docs/reference/compatibility.html"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class ExportConfig:
     atol: float = 1e-4
     rtol: float = 1e-3
     optimize: bool = True
+
+    def __post_init__(self) -> None:
+        require_at_least(self, OLDEST_OPSET, "opset")
+        require_at_least(self, 0, "atol", "rtol")
 
 
 def export(job: Job[ExportConfig]) -> Metrics:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from stages import onnx_graph, onnx_shapes
+from stages import onnx_file, onnx_graph, onnx_shapes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,8 @@ def _dims(type_: TypeProto) -> list[int | None] | None:
     """The dimensions of a tensor, None for each that is not static; None if even their number is unknown."""
     if not type_.HasField("tensor_type") or not type_.tensor_type.HasField("shape"):
         return None
-    return [d.dim_value if d.HasField("dim_value") else None for d in type_.tensor_type.shape.dim]
+    dims = map(onnx_file.dimension, type_.tensor_type.shape.dim)
+    return [dim if isinstance(dim, int) else None for dim in dims]
 
 
 def _shape_result(node: NodeProto, types: dict[str, TypeProto]) -> list[TensorProto] | None:

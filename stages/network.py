@@ -42,8 +42,7 @@ def name_dimensions(model: onnx.ModelProto) -> None:
     taken = {dim.dim_param for value in model.graph.input for dim in value.type.tensor_type.shape.dim}
     for value in model.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            unnamed = dim.dim_param in ("", "?") and not (dim.HasField("dim_value") and dim.dim_value >= 0)
-            if unnamed:
+            if onnx_file.dimension(dim) is None:
                 dim.dim_param = _free_name(f"{value.name}_{axis}", taken)
                 taken.add(dim.dim_param)
 

@@ -97,6 +97,16 @@ def default_opset(model: onnx.ModelProto) -> int | None:
     return next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), None)
 
 
+def dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """A dimension as the model has it: its size, its name, or None where it has neither.
+
+    Some exporters write -1 for "any", and `?` for as many dimensions as they do not know: no size, and no name.
+    """
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return int(dim.dim_value)
+    return None if dim.dim_param in ("", "?") else str(dim.dim_param)
+
+
 def iter_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node of `model`: of its graph, of the subgraphs inside, and of its functions."""
     yield from walk(model.graph.node)

@@ -42,7 +42,8 @@ def raise_opset(model: ModelProto, version: int) -> None:
     onnx_graph.replace_initializers(model.graph, [*(t for t in model.graph.initializer if t.name in heavy), *light])
     del model.graph.value_info[:]
     model.graph.value_info.extend(converted.graph.value_info)
+    imported = {entry.domain for entry in model.opset_import} | {"", "ai.onnx"}
     del model.opset_import[:]
-    model.opset_import.extend(converted.opset_import)
+    model.opset_import.extend(entry for entry in converted.opset_import if entry.domain in imported)
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(list(model.opset_import), True))
     onnx_graph.adopt_constants(model.graph)  # the converter turns attributes into Constant nodes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stages import onnx_file
+
 if TYPE_CHECKING:
     from onnx import ModelProto, TypeProto
 
@@ -18,6 +20,9 @@ def infer(model: ModelProto, *, strict: bool = False) -> ModelProto:
     and a wrong declaration would turn into a wrong constant), except for the results of operators that ONNX does not
     know. Dimensions that nothing is known about get names such as `unk__0`.
 
+    Operators of a domain that the model does not import are unknown ones, not errors: what does not know them leaves
+    them alone, and the builder says what is wrong. A dimension of -1 or `?` is one without a size and a name.
+
     Args:
         model: Any model; unchanged.
         strict: Raise at the first node whose inference fails. If not, only what follows from it stays unknown.
@@ -28,6 +33,10 @@ def infer(model: ModelProto, *, strict: bool = False) -> ModelProto:
     from onnx import shape_inference
 
     light = lighten(model)
+    for value in (*light.graph.input, *light.graph.output, *light.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if onnx_file.dimension(dim) is None:
+                dim.Clear()
     known = {name for node in light.graph.node if node.domain in ("", "ai.onnx") for name in node.output}
     declared = [value for value in light.graph.value_info if value.name not in known]
     del light.graph.value_info[:]
@@ -39,7 +48,10 @@ def infer(model: ModelProto, *, strict: bool = False) -> ModelProto:
 
 
 def lighten(model: ModelProto) -> ModelProto:
-    """A copy of `model` in which each initializer above 1 KiB is an input instead, without its values."""
+    """A copy of `model` in which each initializer above 1 KiB is an input instead, without its values.
+
+    It imports every domain that its operators stand in: ONNX's inference, converter and checker refuse others.
+    """
     from onnx import GraphProto, ModelProto, helper
 
     source, graph = model.graph, GraphProto(name=model.graph.name or "graph")
@@ -54,9 +66,14 @@ def lighten(model: ModelProto) -> ModelProto:
             graph.initializer.append(tensor)
         elif tensor.name not in listed:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    return ModelProto(
+    light = ModelProto(
         ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions, graph=graph
     )
+    for body, nodes in ((light, light.graph.node), *((each, each.node) for each in light.functions)):
+        imported = {"", "ai.onnx", *(entry.domain for entry in body.opset_import)}
+        for domain in sorted({node.domain for node in onnx_file.walk(nodes)} - imported):
+            body.opset_import.add(domain=domain, version=1)
+    return light
 
 
 def tensor_types(inferred: ModelProto) -> dict[str, TypeProto]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import backends, network, plan
+from stages.allowed import require_word
 from stages.build import BuildConfig, build
 from stages.builder_log import make_logger, plain
 from stages.gpus import use
@@ -31,6 +32,9 @@ class RefitConfig:
     fallback: str = "rebuild"
     build: BuildConfig = field(default_factory=BuildConfig)
 
+    def __post_init__(self) -> None:
+        require_word(self, "fallback", FALLBACK)
+
 
 def refit(job: Job[RefitConfig]) -> Metrics:
     """Refits `plan` with the weights of `onnx`, or builds `onnx`.
@@ -43,8 +47,6 @@ def refit(job: Job[RefitConfig]) -> Metrics:
         StageError: The plan is not for the target, or the ONNX file does not have the structure it was built from; or
             it cannot be refitted here and `fallback` is `fail`.
     """
-    if job.config.fallback not in FALLBACK:
-        raise StageError(f"refit: unknown fallback {job.config.fallback!r}", f"use one of {', '.join(FALLBACK)}")
     facts = job.facts
     header = plan.read(job.file("plan"))
     plan.check(header, facts["backend"], facts["backend_version"], facts["compute_capability"])

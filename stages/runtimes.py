@@ -25,6 +25,9 @@ REFERENCE_EVALUATOR = "onnx reference evaluator"
 REFERENCE_LIMIT_SECONDS = 600.0
 """The reference evaluator computes in NumPy: about 4 GFLOP/s in bfloat16, so 2 seconds an image of a ResNet-50."""
 
+WITHOUT_VALIDATION = "~steps.validate ~steps.publish.inputs.report"
+"""The overrides that leave validation out of a shipped flow: both, since `publish` reads the report."""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -98,7 +101,7 @@ def _reference_evaluator(model: onnx.ModelProto, inputs: Sequence[Input], why: s
     def neither(error: Exception) -> StageError:
         return StageError(
             f"neither ONNX Runtime ({why}) nor ONNX's reference evaluator ({_first_line(error)}) can run this model",
-            "validate on a machine with the target's GPU, or leave the validate step out",
+            f"leave validation out: {WITHOUT_VALIDATION}",
         )
 
     try:
@@ -120,7 +123,8 @@ def _reference_evaluator(model: onnx.ModelProto, inputs: Sequence[Input], why: s
             raise StageError(
                 f"ONNX Runtime cannot run this model ({why}), and ONNX's reference evaluator is too slow for it: "
                 f"over {REFERENCE_LIMIT_SECONDS:.0f} seconds",
-                "set validate's max_samples lower, or validate on a machine with the target's GPU",
+                "lower steps.validate.config.max_samples (or generated_samples), or leave validation out: "
+                f"{WITHOUT_VALIDATION}",
             )
         return dict(zip(names, outputs, strict=True))
 
@@ -166,9 +170,15 @@ def profile_index(profiles: Sequence[Profile], feed: Mapping[str, Array]) -> int
     for index, profile in enumerate(profiles):
         if all(found.admits(feed[name].shape) for name, found in profile.ranges.items()):
             return index
-    shapes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
-    names = ", ".join(profile.name for profile in profiles)
-    raise StageError(f"no profile ({names}) admits {shapes}", "widen a profile, or set validate's batch_size lower")
+    refused: dict[str, list[str]] = {}
+    for profile in profiles:
+        name, found = next((n, f) for n, f in profile.ranges.items() if not f.admits(feed[n].shape))
+        refused.setdefault(name, []).append(f"profile {profile.name!r} takes {found.min} to {found.max}")
+    raise StageError(
+        "; ".join(f"input {name!r} is {feed[name].shape}, {', '.join(takes)}" for name, takes in refused.items()),
+        "widen a profile (model.dims, model.profiles), or give held-out data that fit: the engine would refuse these; "
+        "of a batch that is too large or too small, change steps.validate.config.batch_size or max_samples",
+    )
 
 
 def cast_feed(feed: Mapping[str, Array], inputs: Sequence[Input]) -> dict[str, Array]:

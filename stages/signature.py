@@ -68,15 +68,10 @@ def _describe(value: onnx.ValueInfoProto) -> dict[str, JSON]:
             "export the model with tensors as inputs and outputs",
         )
     tensor = value.type.tensor_type
-    shape: list[JSON] | None = [_dimension(dim) for dim in tensor.shape.dim] if tensor.HasField("shape") else None
+    shape: list[JSON] | None = (
+        [onnx_file.dimension(dim) for dim in tensor.shape.dim] if tensor.HasField("shape") else None
+    )
     return {"name": value.name, "dtype": _dtype(value.name, tensor.elem_type), "shape": shape}
-
-
-def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    # Some exporters write -1 for "any".
-    if dim.HasField("dim_value") and dim.dim_value >= 0:
-        return dim.dim_value
-    return dim.dim_param or None
 
 
 def _dtype(name: str, elem_type: int) -> str:

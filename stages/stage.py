@@ -41,7 +41,7 @@ TARGET_FACTS: Mapping[str, str] = {
 
 MODEL_FACTS: Mapping[str, str] = {
     "profiles": "{profile: {input: {min, opt, max}}}: each a full shape, for every input with a dynamic dimension",
-    "source": "{'kind': 'onnx'}, or for torch {'kind': 'torch', 'entry_point', 'inputs', 'dims', 'torch'}",
+    "source": "{'kind': 'onnx'}, or for torch {'kind': 'torch', 'entry_point', 'inputs', 'order', 'dims', 'exporter'}",
 }
 """Facts of the model that its config states and its files do not."""
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages import fusion, onnx_file, onnx_graph, onnx_shapes
+from stages.allowed import require_at_least
 from stages.folding import Folding, fold
 from stages.onnx_opset import opset
-from stages.stage import Job, Metrics, Stage, StageError
+from stages.stage import Job, Metrics, Stage
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -34,6 +35,9 @@ class SurgeryConfig:
     fold_max_bytes: int = 1048576
     fuse_conv_bn: bool = True
 
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "fold_max_bytes")
+
 
 def surgery(job: Job[SurgeryConfig]) -> Metrics:
     """Writes the model with everything computed, fused and dropped that does not depend on the inputs.
@@ -41,10 +45,6 @@ def surgery(job: Job[SurgeryConfig]) -> Metrics:
     Raises:
         StageError: The model cannot be read, or its graph has a circle.
     """
-    if job.config.fold_max_bytes < 0:
-        raise StageError(
-            f"fold_max_bytes is {job.config.fold_max_bytes}; allowed: 0 and more", "set it to a number of bytes"
-        )
     model = onnx_file.read(job.file("onnx"))
     before = {"nodes_before": len(model.graph.node), "bytes_before": model.ByteSize()}
     onnx_graph.adopt_weights(model)
@@ -173,5 +173,5 @@ STAGE = Stage(
     run=surgery,
     inputs=("onnx",),
     outputs={"onnx": "model.onnx"},
-    tools=("onnx", "onnxruntime"),
+    tools=("onnx", "onnxruntime", "numpy"),
 )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import onnx_file
+from stages import batches, onnx_file
 from stages.onnx_check import require_opset
 from stages.stage import JSON, Job, Metrics, StageError
 
@@ -93,6 +93,8 @@ class TorchSource:
                     f"input '{name}' has the dtype '{self.dtypes[name]}'; allowed are {', '.join(INPUT_DTYPES)}",
                     "give the module inputs of one of these dtypes, and cast with the stage `cast` after the export",
                 )
+        largest = {name: (self.shape(name, MAX), self.dtypes[name]) for name in self.shapes}
+        batches.require_room("inputs of the max of model.dims", largest, "lower the max in model.dims")
 
 
 def export_torch(job: Job[ExportConfig]) -> tuple[onnx.ModelProto, Metrics]:

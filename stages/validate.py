@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages import backends, batches, plan, profiles
+from stages.allowed import require_at_least
 from stages.comparison import RELATIVE_FLOOR, Comparison
 from stages.gpus import use
-from stages.runtimes import Runtime, open_onnx, open_plan
+from stages.runtimes import Runtime, open_onnx, open_plan, profile_index
 from stages.stage import JSON, Job, Metrics, Stage, StageError
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class ValidateConfig:
     generated_samples: int = 8
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "batch_size", "max_samples", "generated_samples")
+        require_at_least(self, 0, "seed")
+
 
 def validate(job: Job[ValidateConfig]) -> Metrics:
     """Runs `reference` and `onnx`, and `plan` where a GPU here can, and compares every output.
@@ -54,6 +59,7 @@ def validate(job: Job[ValidateConfig]) -> Metrics:
     Raises:
         StageError: Inputs, outputs, labels or data do not fit, an output is not finite, or nothing can run a model.
     """
+    _check_labels(job)
     reason = _check_plan(job)
     found = profiles.profiles_of(job.facts["profiles"])
     job.progress("load", None)
@@ -73,6 +79,14 @@ def validate(job: Job[ValidateConfig]) -> Metrics:
     return _report(job, reference, candidate, comparisons, reason)
 
 
+def _check_labels(job: Job[ValidateConfig]) -> None:
+    if job.config.labels is not None and not job.inputs.get("holdout"):
+        raise StageError(
+            f"validate: labels is {job.config.labels!r}, and there is no held-out data to hold them",
+            "give the data: model.holdout.path=…, or leave the labels out: model.holdout.labels=null",
+        )
+
+
 def _check_plan(job: Job[ValidateConfig]) -> str | None:
     """Why the plan is not executed here; None where it is."""
     facts = job.facts
@@ -90,22 +104,22 @@ def _feeds(
     config = job.config
     files = job.inputs.get("holdout", ())
     if not files:
-        if config.labels is not None:
-            hint = "give held-out data (model.holdout.path), or leave validate's labels out"
-            raise StageError(f"validate: labels is {config.labels!r}, and there is no held-out data to hold them", hint)
-        generated = list(generate(reference.inputs, found, config.generated_samples, config.seed))
-        for number, batch in enumerate(generated, start=1):
-            yield batch, None, number / len(generated)
+        for batch, done in generate(reference.inputs, found, config.generated_samples, config.seed):
+            yield batch, None, done
         return
+    if found:
+        profiles.check(found, _declared(reference.inputs))
     wanted = [*reference.inputs]
     if config.labels is not None:
         wanted.append(batches.Input(config.labels, None, None))
-    total, done = batches.count_samples(files, wanted, config.max_samples), 0
+    total, read = batches.count_samples(files, wanted, config.max_samples), 0
     size = _batch_size(config.batch_size, reference.inputs, found)
     for batch in batches.read_batches(files, wanted, size, config.max_samples):
         labels = batch.pop(config.labels) if config.labels is not None else None
-        done += size
-        yield batch, labels, min(1.0, done / total)
+        if found:
+            profile_index(found, batch)  # the engine would refuse the others, here or elsewhere
+        read += size
+        yield batch, labels, min(1.0, read / total)
 
 
 def _batch_size(asked: int, inputs: Sequence[Input], found: Sequence[profiles.Profile]) -> int:
@@ -121,18 +135,26 @@ def _batch_size(asked: int, inputs: Sequence[Input], found: Sequence[profiles.Pr
     return min([asked, max(largest)]) if largest else asked
 
 
-def generate(inputs: Sequence[Input], found: Sequence[profiles.Profile], count: int, seed: int) -> Iterator[Batch]:
-    """Inputs at the min, opt and max shapes of every profile in turn.
+def _declared(inputs: Sequence[Input]) -> dict[str, list[int]]:
+    """The shape of each input, -1 for a dynamic dimension."""
+    return {wanted.name: [size if isinstance(size, int) else -1 for size in wanted.shape or ()] for wanted in inputs}
+
+
+def generate(
+    inputs: Sequence[Input], found: Sequence[profiles.Profile], count: int, seed: int
+) -> Iterator[tuple[Batch, float]]:
+    """Inputs at the min, opt and max shapes of every profile in turn, and the share of all that they complete.
 
     Floats are standard normal, whole numbers 0 or 1 (valid token ids and masks everywhere), booleans either.
 
     Raises:
-        StageError: A dynamic dimension has no profile.
+        StageError: A dynamic dimension has no profile, or a profile's shapes are too large to be filled.
     """
     import numpy as np
 
-    shapes = {wanted.name: [size if isinstance(size, int) else -1 for size in wanted.shape or ()] for wanted in inputs}
+    shapes = _declared(inputs)
     profiles.check(found, shapes)
+    _require_room(inputs, found, shapes)
     sizes: list[Mapping[str, Sequence[int]]] = [
         {name: getattr(profile.ranges[name], which) if name in profile.ranges else shapes[name] for name in shapes}
         for profile in found
@@ -142,10 +164,25 @@ def generate(inputs: Sequence[Input], found: Sequence[profiles.Profile], count: 
     unique = list(
         dict.fromkeys(tuple(sorted((name, tuple(s)) for name, s in size.items())) for size in sizes or [shapes])
     )
-    random = np.random.default_rng(seed)
-    for number in range(max(count, len(unique))):
+    random, runs = np.random.default_rng(seed), max(count, len(unique))
+    for number in range(runs):
         chosen = dict(unique[number % len(unique)])
-        yield {wanted.name: _random(random, chosen[wanted.name], wanted) for wanted in inputs}
+        batch = {wanted.name: _random(random, chosen[wanted.name], wanted) for wanted in inputs}
+        yield batch, (number + 1) / runs
+
+
+def _require_room(
+    inputs: Sequence[Input], found: Sequence[profiles.Profile], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuses shapes too large to be filled. Of a profile the max is the largest."""
+    dtypes = {wanted.name: wanted.dtype or "float32" for wanted in inputs}
+    for profile in found:
+        largest = {**shapes, **{name: found_range.max for name, found_range in profile.ranges.items()}}
+        batches.require_room(
+            f"profile {profile.name!r}: inputs of its max shape",
+            {name: (shape, dtypes[name]) for name, shape in largest.items()},
+            f"lower the max in model.dims or model.profiles.{profile.name}, or give data: model.holdout.path=…",
+        )
 
 
 def _random(random: np.random.Generator, shape: tuple[int, ...], wanted: Input) -> Array:

@@ -13,7 +13,7 @@ from types import FrameType
 
 import pytest
 
-from artifacts.locks import exclusive, scratch
+from artifacts.locks import exclusive, is_held, scratch, shared
 from tests.artifacts.processes import output, running, said
 
 HOLD = """
@@ -198,3 +198,25 @@ def test_no_live_scratch_is_swept_while_many_begin_and_end(tmp_path: Path) -> No
         for process in (one, two):
             assert process.communicate(timeout=120) == ("", "")
     assert output("import sys, os; print(os.listdir(sys.argv[1]))", tmp_path) == "[]"
+
+
+def test_many_share_what_one_alone_must_wait_for(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with shared(lock, give_up), shared(lock, give_up):
+        assert is_held(lock)
+        with pytest.raises(StopWaitingError), exclusive(lock, "gc", give_up):
+            pass
+    assert not is_held(lock)
+    with exclusive(lock, "gc", give_up), pytest.raises(StopWaitingError, match=r"^gc$"), shared(lock, give_up):
+        pass
+
+
+def test_scratch_that_cannot_be_removed_is_left_to_the_next_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, scratch(tmp_path) as left:
+        patch.setattr("shutil.rmtree", lambda *args, **options: None)  # a disk that lets go of nothing
+        (left / "file").write_text("work")
+    assert left.with_name(f"{left.name}.lock").exists()
+    with scratch(tmp_path):
+        assert not left.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,18 @@ def test_a_reader_sees_the_old_or_the_new_and_never_nothing(store: Store) -> Non
     publisher.join()
     assert seen <= {(("copy", text), ("plan", text)) for text in ("old", "new")}
     assert len(seen) == 2
+
+
+def test_many_who_publish_the_same_at_once_all_succeed(tmp_path: Path) -> None:
+    for turn in range(20):
+        store = Store(tmp_path / str(turn))
+        blob = blobs(store, plan="plan")["plan"]
+        together = threading.Barrier(8)
+
+        def publish(store: Store = store, blob: Blob = blob, together: threading.Barrier = together) -> bytes:
+            own = Store(store.root)
+            together.wait()
+            return (own.publish("net", "0" * 64, {"model.plan": blob}) / "model.plan").read_bytes()
+
+        with ThreadPoolExecutor(8) as pool:
+            assert [future.result() for future in [pool.submit(publish) for _ in range(8)]] == [b"plan"] * 8

@@ -152,3 +152,13 @@ def test_a_record_that_cannot_be_read_is_a_miss(store: Store) -> None:
     (store.root / "records" / f"{'0' * 64}.json").mkdir()
     assert "cannot be read" in missed(store, "0" * 64).reason
     assert list(store.records()) == [record]
+
+
+def test_what_another_build_has_set_aside_or_mended_meanwhile_is_let_be(store: Store) -> None:
+    record = answer(store)
+    path = store.path(record.outputs["plan"])
+    store.set_aside(path)  # its content is right by now: somebody has added it again
+    assert store.lookup(record.key) == Hit(record)
+    path.unlink()
+    store.set_aside(path)  # somebody was faster
+    assert not path.exists()

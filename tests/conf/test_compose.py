@@ -207,3 +207,9 @@ def test_what_cannot_be_swept_over_is_refused(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         sweep([override])
     assert caught.value.next_step
+
+
+def test_a_config_inside_a_stages_config_is_overridden_too() -> None:
+    config = compose(["flow=refit", "steps.refit.config.build.tf32=false"])
+    assert config.steps["refit"].config.build.tf32 is False
+    assert "read-only" not in refused("flow=refit", "steps.refit.config.build.tf32=maybe").what

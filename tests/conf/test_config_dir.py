@@ -26,11 +26,18 @@ def own(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / request.param
 
 
+def test_a_target_without_its_package_line_is_told_so(tmp_path):
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/lab.yaml").write_text("name: lab\ngpu: X\ncompute_capability: '8.9'\n")
+    error = refused("targets=[lab]", dirs=[tmp_path])
+    assert "# @package targets." in error.next_step
+
+
 def test_it_adds_models_flows_and_targets(own: Path) -> None:
     config = compose(["model=net", "flow=look", "targets=[mine,l4]"], [own])
     assert (config.model.path, config.flow, list(config.steps)) == ("net.onnx", "look", ["export"])
     assert [target.name for target in config.targets.values()] == ["mine", "l4"]
-    assert {"digits", "net"} <= set(options("model", [own]))
+    assert {"digits", "net"} <= set(options("model", config_dirs=[own]))
 
 
 def test_the_shipped_ones_stay(own: Path) -> None:

@@ -180,3 +180,32 @@ for more in ([], [], late):
     assert task_states(server, first) == {"export": "Completed", "surgery": "Completed"}
     assert task_states(server, second) == {"export": "Cached", "surgery": "Cached"}
     assert task_states(server, third) == {"export": "Cached", "surgery": "Failed"}
+
+
+def test_a_killed_build_leaves_no_server_behind(tmp_path):
+    forge = Forge(tmp_path)
+    build = forge.start("build", "flow=export")
+    deadline = time.monotonic() + 60
+    while not (servers := servers_for(forge)):
+        assert build.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    build.kill()
+    build.communicate()
+    deadline = time.monotonic() + 20
+    while servers & servers_for(forge):
+        assert time.monotonic() < deadline, "the server outlives the build"
+        time.sleep(0.1)
+
+
+def servers_for(forge):
+    """The process ids of the Prefect servers whose home is in the build's own directory."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"PREFECT_HOME={forge.home}/prefect".encode() in (entry / "environ").read_bytes()
+            if ours and b"uvicorn" in (entry / "cmdline").read_bytes():
+                found.add(int(entry.name))
+        except OSError:
+            continue  # it has just ended
+    return found

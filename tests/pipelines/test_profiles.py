@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conf.compose import compose
 from conf.errors import ConfigError
 from conf.schema import Model, Profile
 from pipelines.profiles import resolve, spell
@@ -80,3 +81,13 @@ def test_the_suggestion_names_every_dynamic_input():
 
 def test_shapes_are_spelled_for_people():
     assert spell(["batch", 3, None]) == "(batch, 3, ?)"
+
+
+@pytest.mark.parametrize("name", ["x", "input.1", "input:0", "x[0]", "a b", "serving_default/x:0", "x=1,y"])
+def test_the_suggested_override_can_be_typed_whatever_the_input_is_called(name):
+    tensor = {"name": name, "dtype": "float32", "shape": [None, 3]}
+    with pytest.raises(ConfigError) as refused:
+        resolve(Model(), [tensor])
+    override = refused.value.next_step.removeprefix("give their shapes: ").strip("'")
+    config = compose(["model=onnx", "model.path=net.onnx", override])
+    assert resolve(config.model, [tensor])["default"][name]["opt"] == [8, 3]

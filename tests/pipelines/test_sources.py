@@ -32,6 +32,15 @@ def test_an_entry_point_is_its_module_and_what_it_imports_from_its_own_package(p
     assert names == {"net/__init__.py", "net/model.py", "net/blocks.py", "net/sub/__init__.py", "net/sub/parts.py"}
 
 
+def test_the_users_own_modules_beside_the_entry_point_count_too(package):
+    (package / "single.py").write_text("import json, numpy, layers\nfrom helpers import x\n")
+    (package / "layers.py").write_text("import deeper\n")
+    for name in ("helpers.py", "deeper.py", "unused.py"):
+        (package / name).write_text("x = 1\n")
+    names = {path.name for path in modules("single:load")}
+    assert names == {"single.py", "layers.py", "helpers.py", "deeper.py"}
+
+
 def test_a_module_that_is_not_there_or_does_not_parse_is_named(package):
     with pytest.raises(ConfigError, match=r"net\.nowhere"):
         modules("net.nowhere:load")

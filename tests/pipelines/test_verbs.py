@@ -20,7 +20,7 @@ def test_status_runs_nothing(forge):
     assert ran.step("surgery")["key"] is None
     assert ran.document["ok"] is False
     assert ran.document["plans"] == []
-    assert not (forge.store / "refs").exists()
+    assert not list((forge.store / "refs/plans").glob("*"))
 
 
 def test_status_says_what_a_change_would_run(built):

@@ -165,9 +165,3 @@ def test_altered_data_are_an_error_though_the_headers_are_whole(tmp_path: Path) 
 def test_a_missing_file_and_an_empty_set_are_errors(tmp_path: Path) -> None:
     assert "none.npz" in str(error([tmp_path / "none.npz"], [X]))
     assert "no file" in str(error([], [X]))
-
-
-@pytest.mark.parametrize("option", ["batch_size", "max_samples"])
-def test_sizes_below_one_are_refused(tmp_path: Path, option: str) -> None:
-    file = stored(tmp_path / "f", x=rows(2))
-    assert "allowed: 1 and more" in str(error([file], [X], **{option: 0}))

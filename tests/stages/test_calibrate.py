@@ -85,22 +85,6 @@ def test_data_of_another_shape_are_refused(block: Path, tmp_path: Path) -> None:
         ranges(block, tmp_path, [stored(tmp_path / "bad.npz", x=DATA[:, :3])])
 
 
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        ({"algorithm": "entropy"}, "allowed: mse, percentile, max"),
-        ({"percentile": 0}, "allowed: above 0, at most 100"),
-        ({"percentile": 100.1}, "allowed: above 0, at most 100"),
-        ({"percentile": float("nan")}, "allowed: above 0, at most 100"),
-        ({"batch_size": 0}, "allowed: 1 and more"),
-        ({"max_samples": -1}, "allowed: 1 and more"),
-    ],
-)
-def test_a_bad_value_is_refused_with_what_is_allowed(block: Path, tmp_path: Path, config: dict, says: str) -> None:
-    with pytest.raises(StageError, match=says):
-        ranges(block, tmp_path, [stored(tmp_path / "all.npz", x=DATA)], **config)
-
-
 def test_a_model_without_weighted_operators_is_refused(tmp_path: Path) -> None:
     model = parsed("""<ir_version: 10, opset_import: ["": 20]> g (float[n] x) => (float[n] y) { y = Relu(x) }""")
     file = stored(tmp_path / "x.npz", x=np.ones(3, np.float32))
@@ -138,3 +122,13 @@ def test_the_digits_have_seven_ranges(tmp_path: Path) -> None:
     found = json.loads(path.read_text())
     assert (found["samples"], found["batches"], len(found["tensors"])) == (256, 8, 7)
     assert all(0 < entry["amax"] <= entry["max"] for entry in found["tensors"].values())
+
+
+def test_a_negative_and_an_unnamed_dimension_take_any_size(tmp_path: Path) -> None:
+    """`?` twice is no promise that both are equal, and -1 is no size."""
+    model = onnx.load(str(saved(residual_block(np.random.default_rng(1)), tmp_path / "block.onnx")))
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    dims[0].dim_value, dims[2].dim_param, dims[3].dim_param = -1, "?", "?"
+    file = stored(tmp_path / "x.npz", x=np.ones((16, 4, 12, 48), np.float32))
+    found = ranges(saved(model, tmp_path / "m.onnx"), tmp_path, [file], batch_size=5)
+    assert (found["samples"], found["batches"]) == (16, 4)

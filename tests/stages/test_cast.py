@@ -66,9 +66,22 @@ def test_a_pattern_without_a_node_is_refused(tmp_path: Path) -> None:
         lowered(residual_block(rng()), tmp_path, keep=["nonesuch"])
 
 
-def test_an_unknown_precision_is_refused_with_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="allowed: fp16, bf16"):
-        lowered(residual_block(rng()), tmp_path, precision="fp8")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_operators_of_a_domain_that_is_not_imported_are_left_alone(tmp_path: Path, precision: str) -> None:
+    """bf16 also raises the opset from 20 to 22."""
+    model = parsed(
+        """<ir_version: 10, opset_import: ["": 20, "acme": 1]> g (float[n, 4] x) => (float[n, 4] y) {
+        before = MatMul(x, w)
+        odd = acme.Mystery(before)
+        y = Relu(odd) }""",
+        w=np.eye(4),
+    )
+    del model.opset_import[1]
+    path, metrics = run(STAGE, tmp_path / "out", CastConfig(precision), onnx=saved(model, tmp_path / "in.onnx"))
+    after = onnx.load(str(path))
+    assert [node.op_type for node in after.graph.node] == ["Cast", "MatMul", "Cast", "Mystery", "Relu"]
+    assert [entry.domain for entry in after.opset_import] == [""]
+    assert metrics["opset"] == (22 if precision == "bf16" else 20)
 
 
 @pytest.mark.parametrize("value", [7e4, -1e9])

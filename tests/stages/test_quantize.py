@@ -50,6 +50,21 @@ def initializer(path: Path, name: str) -> np.ndarray:
     return next(numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer if t.name == name)
 
 
+def test_operators_of_a_domain_that_is_not_imported_are_left_alone(tmp_path: Path) -> None:
+    model = parsed(
+        """<ir_version: 10, opset_import: ["": 12, "acme": 1]> g (float[n, 4] x) => (float[n, 4] y) {
+        product = MatMul(x, w)
+        y = acme.Mystery(product) }""",
+        w=np.eye(4),
+    )
+    del model.opset_import[1]
+    ranges = tmp_path / "ranges.json"
+    ranges.write_text(json.dumps({"tensors": {"x": {"amax": 1.0}}}))
+    path, metrics = run(STAGE, tmp_path / "out", onnx=saved(model, tmp_path / "in.onnx"), ranges=ranges)
+    assert metrics["qdq_pairs"] == 2
+    assert [entry.domain for entry in onnx.load(str(path)).opset_import] == [""]
+
+
 @pytest.mark.parametrize("projection", [False, True])
 def test_exactly_one_input_of_the_residual_add_has_qdq(tmp_path: Path, projection: bool) -> None:
     path, _ = quantized(residual_block(rng(), projection), tmp_path)

@@ -47,12 +47,6 @@ def test_a_plan_for_another_target_is_refused_before_anything_is_built(tmp_path:
     assert not (tmp_path / "out" / "model.plan").exists()
 
 
-def test_an_unknown_fallback_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    inputs = {"plan": tmp_path / "none", "onnx": tmp_path / "none"}
-    answer, _ = run_stage("refit", tmp_path / "out", inputs, {"fallback": "maybe"})
-    assert answer["next"] == "use one of rebuild, fail"
-
-
 def test_a_claim_of_a_gpu_that_is_not_here_is_refused(tmp_path: Path) -> None:
     if gpus().of("8.9"):
         pytest.skip("this machine has a GPU of 8.9")

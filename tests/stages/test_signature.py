@@ -116,3 +116,8 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     read(DIGITS, tmp_path / "one")
     read(DIGITS, tmp_path / "two")
     assert (tmp_path / "one" / "signature.json").read_bytes() == (tmp_path / "two" / "signature.json").read_bytes()
+
+
+def test_a_negative_and_a_question_mark_are_no_size_and_no_name(tmp_path: Path) -> None:
+    face = read(save(tmp_path / "m.onnx", x_of(shape=(-1, 3, "?", "?", None, "n"))), tmp_path / "out")
+    assert face["inputs"][0]["shape"] == [None, 3, None, None, None, "n"]

@@ -286,9 +286,33 @@ def test_weights_listed_as_inputs_are_weights(tmp_path: Path) -> None:
     assert outputs(after, {"x": np.zeros(2, np.float32)})[0].tolist() == [4.0, 6.0]
 
 
-def test_a_negative_limit_is_refused_with_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="allowed: 0 and more"):
-        operated(normed("Conv", 1, True), tmp_path, fold_max_bytes=-1)
+def test_a_negative_dimension_is_dynamic_and_nothing_is_computed_from_it(tmp_path: Path) -> None:
+    model = parsed(
+        """<ir_version: 10, opset_import: ["": 20]> g (float[n, m, 3] x) => (int64[1] y, int64[2] z) {
+        flat = Flatten<axis=2>(x)
+        y = Shape<end=1>(flat)
+        z = Shape<end=2>(x) }"""
+    )
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[:2]:
+        dim.dim_value = -1
+    after, _ = operated(model, tmp_path)
+    x = np.zeros((2, 5, 3), np.float32)
+    assert [found.tolist() for found in outputs(after, {"x": x})] == [[10], [2, 5]]
+
+
+def test_operators_of_a_domain_that_is_not_imported_are_left_alone(tmp_path: Path) -> None:
+    model = parsed(
+        """<ir_version: 10, opset_import: ["": 20, "acme": 1]> g (float[n, 4] x) => (float[n, 4] y) {
+        odd = acme.Mystery(x)
+        one = Constant<value_float = 1.0>()
+        two = Add(one, one)
+        y = Mul(odd, two) }"""
+    )
+    del model.opset_import[1]
+    after, metrics = operated(model, tmp_path)
+    assert [node.op_type for node in after.graph.node] == ["Mystery", "Mul"]
+    assert metrics["shape_inference"] == "ok"
+    assert [entry.domain for entry in after.opset_import] == [""]
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from conf.compose import compose
 from stages.comparison import Comparison
 from stages.gpus import gpus
 from stages.stage import Job, Metrics, StageError
@@ -140,8 +141,12 @@ def test_a_model_that_nothing_can_run_says_why_of_both(tmp_path: Path) -> None:
     proto = model([helper.make_node("Mystery", ["x"], ["y"], domain="acme")], {"x": [1]}, {"y": [1]})
     proto.opset_import.add(domain="acme", version=1)
     path = save(proto, tmp_path / "model.onnx")
-    with pytest.raises(StageError, match=r"neither ONNX Runtime \(.*Mystery.*\) nor ONNX's reference evaluator \(.+\)"):
+    said = r"neither ONNX Runtime \(.*Mystery.*\) nor ONNX's reference evaluator \(.+\)"
+    with pytest.raises(StageError, match=said) as caught:
         run(tmp_path, path, path)
+    assert caught.value.next_step.endswith(": ~steps.validate ~steps.publish.inputs.report")
+    without = compose(["flow=bf16", "~steps.validate", "~steps.publish.inputs.report"])
+    assert list(without.steps["publish"].inputs) == ["plan"]
 
 
 def test_outputs_of_other_names_are_refused_with_both(tmp_path: Path) -> None:
@@ -171,7 +176,8 @@ def test_an_overflow_is_refused_with_output_and_place(tmp_path: Path) -> None:
         outputs[name] = save(model(nodes, {"x": ["n", 2]}, {"y": ["n", 2]}, dtype=elem), tmp_path / f"{name}.onnx")
     np.savez(tmp_path / "d.npz", x=np.array([[1, 2], [3, 4], [5, 1000]], np.float32))
     with pytest.raises(StageError, match=r"'y' of the candidate has 1 values that are not finite.*\[0, 1\].*sample 2"):
-        run(tmp_path, outputs["f32"], outputs["f16"], ValidateConfig(batch_size=1), holdout=tmp_path / "d.npz")
+        config = ValidateConfig(batch_size=1)
+        run(tmp_path, outputs["f32"], outputs["f16"], config, holdout=tmp_path / "d.npz", profiles={})
 
 
 @pytest.mark.parametrize(
@@ -192,8 +198,60 @@ def test_labels_that_do_not_fit_are_refused(labels: Any, words: str, tmp_path: P
 
 def test_labels_without_held_out_data_are_refused(tmp_path: Path) -> None:
     path = classifier(tmp_path / "model.onnx")
-    with pytest.raises(StageError, match="no held-out data"):
-        run(tmp_path, path, path, ValidateConfig(labels="labels"))
+    with pytest.raises(StageError, match="labels is 'labels', and there is no held-out data") as caught:
+        run(tmp_path, path, tmp_path / "never read", ValidateConfig(labels="labels"))
+    assert "model.holdout.path=…" in caught.value.next_step and "model.holdout.labels=null" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("shape", "got"), [((20, 4, 9, 8), "(8, 4, 9, 8)"), ((3, 4, 8, 8), "(3, 4, 8, 8)"), ((20, 4, 8, 7), "(8, 4, 8, 7)")]
+)
+def test_held_out_data_outside_of_every_profile_are_refused_without_a_gpu_too(
+    shape: tuple[int, ...], got: str, tmp_path: Path
+) -> None:
+    path = save(
+        model([helper.make_node("Relu", ["x"], ["y"])], {"x": ["n", 4, "h", "w"]}, {"y": ["n", 4, "h", "w"]}),
+        tmp_path / "model.onnx",
+    )
+    low, high = [4, 4, 8, 8], [8, 4, 8, 8]
+    given = {"p": {"x": {"min": low, "opt": low, "max": high}}, "q": {"x": {"min": high, "opt": high, "max": high}}}
+    np.savez(tmp_path / "d.npz", x=np.zeros(shape, np.float32))
+    with pytest.raises(StageError) as caught:
+        run(tmp_path, path, path, holdout=tmp_path / "d.npz", profiles=given)
+    assert caught.value.what == (
+        f"input 'x' is {got}, profile 'p' takes (4, 4, 8, 8) to (8, 4, 8, 8), "
+        "profile 'q' takes (8, 4, 8, 8) to (8, 4, 8, 8)"
+    )
+    assert caught.value.next_step
+
+
+def test_held_out_data_within_a_profile_are_taken(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx")
+    assert run(tmp_path, path, path, holdout=holdout(tmp_path / "d.npz", count=9))[0]["samples"] == 9
+
+
+def test_a_negative_and_an_unnamed_dimension_take_any_size(tmp_path: Path) -> None:
+    """`?` twice is no promise that both are equal, and -1 is no size."""
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("GlobalAveragePool", ["r"], ["y"])]
+    path = save(model(nodes, {"x": [-1, 3, "?", "?"]}, {"y": ["n", 3, 1, 1]}), tmp_path / "model.onnx")
+    np.savez(tmp_path / "d.npz", x=np.ones((16, 3, 48, 192), np.float32))
+    low, high = [1, 3, 48, 48], [8, 3, 192, 192]
+    given = {"default": {"x": {"min": low, "opt": low, "max": high}}}
+    metrics, _ = run(tmp_path, path, path, holdout=tmp_path / "d.npz", profiles=given)
+    assert metrics["samples"] == 16
+
+
+def test_generated_inputs_that_no_machine_holds_are_refused_with_their_bytes(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx")
+    low, high = [1, 4, 8, 8], [2_000_000_000, 4, 8, 8]
+    given = {"default": {"x": {"min": low, "opt": low, "max": high}}}
+    with pytest.raises(StageError) as caught:
+        run(tmp_path, path, path, profiles=given)
+    assert caught.value.what == (
+        "profile 'default': inputs of its max shape take 2,048,000,000,000 bytes (x (2000000000, 4, 8, 8)); "
+        "allowed: at most 4,294,967,296"
+    )
+    assert "model.dims" in caught.value.next_step and "model.profiles.default" in caught.value.next_step
 
 
 def test_labels_for_a_model_without_scores_are_refused(tmp_path: Path) -> None:

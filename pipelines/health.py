@@ -1,0 +1,192 @@
+"""The store's health: the verbs `verify` and `gc`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from threading import Event
+from typing import Any
+
+from artifacts import gc
+from artifacts import verify as verification
+from artifacts.errors import StoreError
+from artifacts.store import Store
+from artifacts.verify import Finding, Report
+from conf.errors import ConfigError
+from pipelines.document import console, in_bytes
+from pipelines.errors import InterruptedBuildError
+from pipelines.reporting import Reporter
+
+GC_WAITS_SECONDS = 60.0
+"""A build keeps gc out for as long as it takes to hash and move one output; a minute is 100 GB."""
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_BYTES = {"": 1, "B": 1, **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)}}
+_BYTES |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What gc keeps although nothing reaches it."""
+
+    older_than_s: float
+    budget_bytes: int | None
+
+
+def verify(store: Store, mend: bool, reporter: Reporter) -> dict[str, Any]:
+    """What is damaged in the store; with `mend` it is set aside.
+
+    Raises:
+        StoreError: The store cannot be read, or, with `mend`, not written.
+    """
+    reporter.started("verify")
+    started = time.monotonic()
+    try:
+        report = verification.verify(store, lambda phase, fraction: reporter.progressed("verify", phase, fraction))
+    except OSError as error:
+        raise StoreError(f"the store cannot be read: {error}", "check the permissions of store.root") from error
+    kept = verification.repair(store, report.findings) if mend else []
+    return {
+        "ok": not report.findings,
+        "files": report.files,
+        "bytes": report.bytes,
+        "seconds": round(time.monotonic() - started, 3),
+        "newer": [path.as_posix() for path in report.newer],
+        "damaged": [_finding(finding, report) for finding in report.findings],
+        "set_aside": [path.relative_to(store.root).as_posix() for path in kept],
+    }
+
+
+def _finding(finding: Finding, report: Report) -> dict[str, Any]:
+    def steps(keys: Sequence[str]) -> list[dict[str, Any]]:
+        return [{"key": key, "step": report.steps.get(key)} for key in keys]
+
+    return {
+        "path": finding.path.as_posix(),
+        "what": finding.what,
+        "records": steps(finding.records),
+        "refs": list(finding.refs),
+        "logs": steps(finding.logs),
+    }
+
+
+def print_health(found: dict[str, Any], mended: bool) -> None:
+    """Prints what `verify` found, for people."""
+    screen = console()
+    for each in found["damaged"]:
+        screen.print(f"{each['path']}: {each['what']}", markup=False, highlight=False, soft_wrap=True)
+        lost = [f"{record['step']} (record {record['key']})" for record in each["records"]] + each["refs"]
+        lost += [f"only the log of {record['step']} (record {record['key']})" for record in each["logs"]]
+        for name in lost:
+            screen.print(f"  lost: {name}", markup=False, highlight=False, soft_wrap=True)
+    if found["newer"]:
+        screen.print(f"{len(found['newer'])} records of a newer format are left alone: upgrade trtforge to read them")
+    seconds = max(found["seconds"], 1e-3)
+    speed = f"{in_bytes(found['bytes'])} in {seconds:.1f} s, {in_bytes(int(found['bytes'] / seconds))}/s"
+    state = "healthy" if found["ok"] else f"{len(found['damaged'])} damaged"
+    screen.print(f"{found['files']} files, {speed}: {state}", markup=False, highlight=False)
+    if mended and not found["ok"]:
+        screen.print(f"set aside in damaged/: {len(found['set_aside'])}; the next `trtforge build` makes them anew")
+
+
+def limits(older_than: str, budget: str | None) -> Limits:
+    """What `--older-than` and `store.budget` say.
+
+    Raises:
+        ConfigError: One of them is no age, or no size.
+    """
+    age = _amount(older_than, _SECONDS, "--older-than", "30d")
+    return Limits(age, None if budget is None else int(_amount(budget, _BYTES, "store.budget", "50GiB")))
+
+
+def collect(
+    store: Store, limits: Limits, forget: Sequence[str], dry_run: bool, reporter: Reporter, stop: Event
+) -> dict[str, Any]:
+    """Deletes what nothing reaches; with `dry_run` it only says what.
+
+    Raises:
+        ConfigError: `forget` names no ref, or a published one.
+        StoreError: The store cannot be written, is damaged where it says what to keep, or is in use for too long.
+    """
+    forgotten = _forgotten(store, forget)
+    if dry_run:
+        found = gc.look(store, limits.older_than_s, limits.budget_bytes, forgotten)
+    else:
+        for name in forgotten:
+            store.delete_ref(name)
+        holder = f"gc in process {os.getpid()} on {platform.node()}"
+        found = gc.collect(store, limits.older_than_s, limits.budget_bytes, holder, _patience(stop, reporter))
+    over = max(0, found.bytes_after - limits.budget_bytes) if limits.budget_bytes is not None else 0
+    return {
+        "ok": True,
+        "dry_run": dry_run,
+        "forgotten": forgotten,
+        "deleted": [_waste(waste) for waste in found.waste],
+        "bytes_before": found.bytes_before,
+        "bytes_after": found.bytes_after,
+        "bytes_over_budget": over,
+        "records_kept": found.kept,
+    }
+
+
+def _waste(waste: gc.Waste) -> dict[str, Any]:
+    days = round((time.time() - waste.made) / _SECONDS["d"], 2)
+    return {"kind": waste.kind, "name": waste.name, "what": waste.what, "bytes": waste.bytes, "days": days}
+
+
+def _forgotten(store: Store, patterns: Sequence[str]) -> list[str]:
+    names = store.refs("")
+    found: list[str] = []
+    for pattern in patterns:
+        hits = [name for name in names if fnmatchcase(name, pattern)]
+        if not hits:
+            raise ConfigError(f"--forget {pattern}: no ref is called so", "`trtforge ls` lists them: 'plans/NAME/*'")
+        if published := [name for name in hits if name.startswith("published/")]:
+            raise ConfigError(f"--forget {pattern}: {published[0]} is published", "name what is below plans/")
+        found += hits
+    return sorted(set(found))
+
+
+def _patience(stop: Event, reporter: Reporter) -> Callable[[str], None]:
+    deadline = time.monotonic() + GC_WAITS_SECONDS
+    told: list[str] = []
+
+    def waiting(holder: str) -> None:
+        if stop.is_set():
+            raise InterruptedBuildError
+        if time.monotonic() > deadline:
+            raise StoreError(f"gc waited {GC_WAITS_SECONDS:g} s for {holder or 'a build'}", "try again later")
+        if not told:
+            told.append(holder)
+            reporter.note(f"gc: waiting for {holder or 'a build that is just keeping a result'}")
+
+    return waiting
+
+
+def print_collection(found: dict[str, Any]) -> None:
+    """Prints what gc deleted or would delete, for people."""
+    screen = console()
+    for each in found["deleted"]:
+        name = each["name"][:16] if each["kind"] in ("record", "object") else each["name"]
+        line = f"{each['kind']:<9} {in_bytes(each['bytes']):>9} {each['days']:>7.1f} d  {name}  {each['what']}"
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    freed = in_bytes(found["bytes_before"] - found["bytes_after"])
+    verb = "would delete" if found["dry_run"] else "deleted"
+    rest = f"{in_bytes(found['bytes_after'])} and {found['records_kept']} records stay"
+    screen.print(f"{verb} {len(found['deleted'])} things, {freed}; {rest}", markup=False, highlight=False)
+    if found["bytes_over_budget"]:
+        over = in_bytes(found["bytes_over_budget"])
+        screen.print(f"{over} over the budget: refs reach the rest; --forget 'plans/…' drops refs you need no more")
+
+
+def _amount(text: str, units: dict[str, int], name: str, example: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip())
+    if match is None or match[2] not in units:
+        known = ", ".join(unit for unit in units if unit)
+        raise ConfigError(f"{name}={text}: a number and one of {known} are allowed", f"such as {name}={example}")
+    return float(match[1]) * units[match[2]]

@@ -1,0 +1,46 @@
+"""What is not part of any key, and why it cannot matter.
+
+A test walks every field of every config: one that changes no key and does not stand here fails it, and so does one that
+stands here and does change a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+_READ_AT_THE_END = "gates are held against metrics that are kept; no step's answer depends on them"
+_CONTENT = "what the file holds is in the key; where it lies is not"
+
+NOT_KEYED: Mapping[str, str] = {
+    "model.path": _CONTENT,
+    "model.weights": _CONTENT,
+    "model.calibration.path": _CONTENT,
+    "model.holdout.path": _CONTENT,
+    "targets.*.name": "the facts of a target count, not what people call it",
+    "steps.*.time_limit_s": "a step that takes too long fails, and failures are not kept",
+    "gates.*": _READ_AT_THE_END,
+    "store.*": "where an answer is kept does not change it",
+    "runner": "the same steps run, with Prefect or without",
+}
+"""Keys of the config, `*` for any name, with the reason."""
+
+_CHECKS = "decides whether the stage fails, never what it writes"
+
+NOT_KEYED_TOOLS: Mapping[tuple[str, str], str] = {
+    ("*", "google"): "protobuf writes what onnx says; other bytes of the same model are another digest downstream",
+    ("*", "cuda"): "asked which GPUs there are; the fact `gpu_here` and the target's facts hold the answer",
+    ("signature", "numpy"): "the names of element types",
+    ("export", "numpy"): _CHECKS,
+    ("export", "onnxruntime"): _CHECKS,
+    ("build", "onnx"): _CHECKS,
+    ("build", "numpy"): _CHECKS,
+    ("refit", "onnx"): _CHECKS,
+    ("refit", "numpy"): _CHECKS,
+}
+"""(stage or `*`, package) that a stage imports without its version being part of the key, with the reason."""
+
+
+def why_not_keyed(path: str) -> str | None:
+    """Why the config's `path` is in no key; None where it may be."""
+    return next((reason for pattern, reason in NOT_KEYED.items() if fnmatchcase(path, pattern)), None)

@@ -1,0 +1,141 @@
+"""Makes file operations of a build go wrong, one after the other, and looks at the store after each.
+
+Runs with the shim loaded: `python -m tests.faults.sweep BUILD SHIM ROOT CONTROL ACTION ONWARDS SHARE SHARES`. BUILD is
+`small` or `real`; of every SHARES operations it takes number SHARE. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from artifacts import digest, locks
+from artifacts.errors import StoreError
+from artifacts.store import Hit, Store
+from artifacts.verify import verify
+from pipelines.errors import Exit
+from tests.faults import small_build
+from tests.faults.harness import KILL, Faults
+from tests.faults.small_build import forked
+
+EXPECTED = b"a word " * 100 + b"more " * 100
+BUG = 98
+ENDS = (Exit.DONE, Exit.STEP_FAILED, Exit.WRONG_CALL)
+
+
+def small(root: Path) -> int:
+    """A small build, as the command line ends it."""
+    try:
+        return int(small_build.build(root).exit)
+    except StoreError:
+        return int(Exit.STEP_FAILED)
+    except BaseException:
+        traceback.print_exc()
+        return BUG
+
+
+def real(root: Path) -> int:
+    """The command line, in this process: what it imports is imported already."""
+    from pipelines import cli
+
+    said = os.open(root.with_name(f"{root.name}.out"), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    sys.argv = ["trtforge", "build", "-q", "runner=local", "flow=export", f"store.root='{root}'"]
+    cli.main()
+    return BUG  # it never returns
+
+
+def published(root: Path) -> str:
+    """The digest of the plan that the small build published."""
+    key = Store(root).ref(f"published/{small_build.PLACE}")
+    directory = root / "published" / small_build.PLACE
+    assert key
+    assert directory.resolve().name == key
+    assert (directory / "model.plan").read_bytes() == EXPECTED
+    return digest.of_file(directory / "model.plan")
+
+
+def exported(root: Path) -> str:
+    """The digests of all that the real build answered."""
+    found = {record.key: [blob.digest for blob in record.outputs.values()] for record in Store(root).records()}
+    return digest.of_json(found)
+
+
+BUILDS: dict[str, tuple[Callable[[Path], int], Callable[[Path], str], int]] = {
+    "small": (small, published, 3),
+    "real": (real, exported, 2),
+}
+"""How to build, what came of it, and how many records there are then."""
+
+
+def kept(root: Path) -> set[str]:
+    return {path.stem for path in (root / "records").glob("*.json")}
+
+
+def check(root: Path) -> None:
+    """No half file, no wrong byte, no lock: whatever is there is whole."""
+    assert not verify(Store(root)).findings, verify(Store(root)).findings
+    assert all(isinstance(Store(root).lookup(key), Hit) for key in kept(root))
+    held = [path for path in (root / "locks").glob("*") if locks.is_held(path)]
+    assert not held, held
+
+
+def one(faults: Faults, kind: str, root: Path, expected: str, fault: tuple[int, int, bool]) -> bool:
+    """One fault and all that is checked after it; whether the fault came to pass."""
+    build, result, records = BUILDS[kind]
+    faults.arm(*fault)
+    code = forked(lambda: build(root))
+    faults.disarm()
+    struck = faults.struck
+    try:
+        assert code in ((-9, *ENDS) if fault[1] == KILL and struck else ENDS), f"exit code {code}"
+        check(root)
+        assert code != Exit.DONE or len(kept(root)) == records
+        before = kept(root)
+        assert forked(lambda: build(root)) == Exit.DONE
+        check(root)
+        assert before <= kept(root)
+        assert len(kept(root)) == records
+        assert result(root) == expected
+        with Store(root).scratch() as own:  # whoever writes next sweeps; a build with nothing to do writes nothing
+            assert [path for path in (root / "tmp").iterdir() if path.is_dir()] == [own]
+    except AssertionError as error:
+        said = root.with_name(f"{root.name}.out")
+        more = said.read_text() if said.exists() else ""
+        raise AssertionError(f"operation {fault[0]}, {struck}: {error} {more}") from error
+    return bool(struck)
+
+
+def main() -> None:
+    kind, shim, directory, control, action, onwards, share, shares = sys.argv[1:]
+    faults, root = Faults(Path(shim), Path(directory), Path(control)), Path(directory)
+    if kind == "real":
+        from conf.compose import compose
+        from pipelines import cli, document, reporting, schedule, session  # noqa: F401 - for all forks at once
+
+        compose(["flow=export"], [])
+    assert forked(lambda: BUILDS[kind][0](root / "first")) == 0
+    expected = BUILDS[kind][1](root / "first")
+    at, bad = 0, []
+    while True:
+        at += 1
+        if at % int(shares) != int(share):
+            continue
+        try:
+            if not one(faults, kind, root / f"störe {at}", expected, (at, int(action), onwards == "onwards")):
+                break
+        except AssertionError as error:
+            bad.append(str(error))
+            print(error, file=sys.stderr, flush=True)
+        shutil.rmtree(root / f"störe {at}")
+    print(json.dumps({"operations": at - 1, "bad": bad}))
+
+
+if __name__ == "__main__":
+    main()
