@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from artifacts import memo
+from pipelines import child
 from tests.faults.harness import Faults, compiled
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - fsync costs nothing there, and these tests call it thousands of times
@@ -37,3 +39,10 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
 def faults_below(shim: Path, tmp_path: Path) -> Callable[[Path], Faults]:
     """Faults for what lies below a directory."""
     return lambda root: Faults(shim, root, tmp_path / "control")
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes back what `small_build.session` changes in this process: other tests run in it, too."""
+    monkeypatch.setattr(child, "run", child.run)
+    monkeypatch.setattr(memo, "RACY_NS", memo.RACY_NS)
