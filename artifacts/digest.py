@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from artifacts.errors import StoreError
@@ -30,12 +31,14 @@ def canonical_json(value: object) -> bytes:
 def _require_text_keys(value: object) -> None:
     # json writes the keys 1 and "1" alike.
     if isinstance(value, dict):
-        for key, inner in value.items():
+        for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"the key {key!r} of a mapping is no text")
-            _require_text_keys(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return
+    for inner in value:
+        if isinstance(inner, (dict, list, tuple)):  # a call for each number and text would double the time
             _require_text_keys(inner)
 
 
@@ -60,6 +63,11 @@ def of_file(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_digest(text: str) -> bool:

@@ -22,3 +22,19 @@ class StoreError(Exception):
 
 class NewerFormatError(StoreError):
     """Written by a newer trtforge: not damage, and not to be touched."""
+
+
+class RemoteError(StoreError):
+    """The remote cannot be used: unreachable, too slow, or it says no."""
+
+
+class ReadOnlyRemoteError(RemoteError):
+    """The remote may be read, and not written."""
+
+
+class LostLeaseError(RemoteError):
+    """Somebody else has taken over, since this process was not heard of for too long."""
+
+
+class DamagedRemoteError(RemoteError):
+    """The remote answers with other bytes than it promises."""

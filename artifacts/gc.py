@@ -22,6 +22,7 @@ from typing import Literal
 
 from artifacts import claims, digest
 from artifacts.errors import NewerFormatError, StoreError
+from artifacts.index import Index, Summary
 from artifacts.record import Record
 from artifacts.store import Store
 
@@ -72,7 +73,7 @@ class Collection:
 class _Contents:
     """What is in the store, and who holds what."""
 
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, Summary] = field(default_factory=dict)
     makers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     holders: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     foreign: set[str] = field(default_factory=set)
@@ -164,28 +165,28 @@ _COUNTED = ("objects", "records", "published", "logs", "damaged")
 
 
 def _read(store: Store) -> _Contents:
-    contents = _Contents()
-    for path in (store.root / "records").glob("*.json"):
-        try:
-            text = path.read_text(encoding="utf-8")
-            record = Record.loads(text)
-        except NewerFormatError:
-            contents.foreign |= {path.stem, *_DIGEST.findall(text)}
-        except (StoreError, OSError, UnicodeDecodeError):
-            continue  # damaged: it answers nothing, and `verify` and the next build set it aside
-        else:
-            _note(contents, record)
+    records, odd = Index(store).summaries()
+    contents = _Contents(records)
+    for key, record in records.items():
+        for blob in record.outputs:
+            contents.makers[blob.digest].add(key)
+        for blob in record.blobs:
+            contents.holders[blob.digest].add(key)
+    for key in odd:
+        contents.foreign |= _foreign(store.record_path(key))
     return contents
 
 
-def _note(contents: _Contents, record: Record) -> None:
-    key = record.key
-    contents.records[key] = record
-    for blob in record.outputs.values():
-        contents.makers[blob.digest].add(key)
-        contents.holders[blob.digest].add(key)
-    if record.log is not None:
-        contents.holders[record.log.digest].add(key)
+def _foreign(path: Path) -> set[str]:
+    """Every digest that a record of a newer format mentions."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        Record.loads(text)
+    except NewerFormatError:
+        return {path.stem, *_DIGEST.findall(text)}
+    except (StoreError, OSError, UnicodeDecodeError):
+        pass  # damaged: it answers nothing, and `verify` and the next build set it aside
+    return set()
 
 
 def _reached(contents: _Contents, roots: Iterable[str]) -> set[str]:
@@ -198,19 +199,9 @@ def _reached(contents: _Contents, roots: Iterable[str]) -> set[str]:
         if key in reached or key not in contents.records:
             continue
         reached.add(key)
-        inputs = contents.records[key].fields.get("inputs")
-        front += [maker for name in _digests(inputs) for maker in contents.makers.get(name, ())]
+        inputs = contents.records[key].inputs
+        front += [maker for name in inputs for maker in contents.makers.get(name, ())]
     return reached
-
-
-def _digests(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _digests(inner)
-    elif isinstance(value, dict):
-        yield from _digests(list(value.values()))
 
 
 def _waste(store: Store, contents: _Contents, kept: set[str]) -> Iterator[Waste]:
@@ -225,15 +216,13 @@ def _waste(store: Store, contents: _Contents, kept: set[str]) -> Iterator[Waste]
 
 def _with_its_objects(store: Store, contents: _Contents, key: str, made: float) -> Waste:
     record = contents.records[key]
-    blobs = {blob.digest: blob for blob in (*record.outputs.values(), *([record.log] if record.log else []))}
     paths = [store.record_path(key)]
-    for name, blob in blobs.items():
-        contents.holders[name].discard(key)
-        if not contents.holders[name] and name not in contents.foreign:
+    for blob in sorted(record.blobs, key=lambda blob: blob.digest):
+        contents.holders[blob.digest].discard(key)
+        if not contents.holders[blob.digest] and blob.digest not in contents.foreign:
             paths.append(store.path(blob))
-    known = record.provenance
-    step = f"{known.get('step')}[{known['target']}]" if known.get("target") else known.get("step")
-    what = f"{step} of {known.get('model')}"
+    about = record.about
+    what = f"{about.step}[{about.target}] of {about.model}" if about.target else f"{about.step} of {about.model}"
     return Waste("record", key, what, tuple(paths), sum(map(_size, paths)), made)
 
 

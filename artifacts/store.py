@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from artifacts import claims, digest, locks
 from artifacts.errors import NewerFormatError, StoreError
 from artifacts.memo import Memo
 from artifacts.record import Blob, Record
 
+T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
 
 
@@ -63,6 +66,12 @@ class Store:
         self._claims = claims.Claims(self.root)
 
     @property
+    def identity(self) -> str:
+        """Tells this store from others, here and on other machines; the same for all who can lock each other out."""
+        stat = self.root.stat()
+        return f"{platform.node()}:{stat.st_dev}:{stat.st_ino}:{self.root}"
+
+    @property
     def memo(self) -> Memo:
         """Digests of files, remembered by stat."""
         if self._memo is None:
@@ -77,12 +86,12 @@ class Store:
 
     def problem(self, blob: Blob) -> str:
         """What is wrong with the object of `blob`: gone, of another size, of other content; empty if nothing is."""
-        path = self.path(blob)
+        path = f"{self.root}/objects/{blob.digest[:2]}/{blob.digest[2:]}"  # asked 16,000 times for a catalog
         try:
-            size = path.stat().st_size
-            if size != blob.bytes:
-                return f"object {blob.digest} is damaged: {size} bytes, not {blob.bytes}"
-            if self.memo.digest(path) != blob.digest:
+            stat = os.stat(path)  # noqa: PTH116
+            if stat.st_size != blob.bytes:
+                return f"object {blob.digest} is damaged: {stat.st_size} bytes, not {blob.bytes}"
+            if self.memo.digest_of(path, stat) != blob.digest:
                 return f"object {blob.digest} is damaged: its content has another digest"
         except FileNotFoundError:
             return f"object {blob.digest} is gone"
@@ -131,9 +140,9 @@ class Store:
 
     def lookup(self, key: str) -> Hit | Miss:
         """The answer to the question with the digest `key`, checked down to the last byte of its outputs."""
-        path = self.record_path(key)
         try:
-            record = Record.loads(path.read_text(encoding="utf-8"))
+            text, answers, learn = self.memo.read_record(f"{self.root}/records/{key}.json")
+            record = Record.loads_checked(text) if answers else Record.loads(text)
         except (FileNotFoundError, NotADirectoryError):
             return Miss()
         except OSError as error:
@@ -141,9 +150,12 @@ class Store:
         except NewerFormatError as error:
             return Miss(str(error))
         except (StoreError, UnicodeDecodeError) as error:
-            return Miss(f"record {key} is damaged: {error}", (path,))
-        if record.key != key:
-            return Miss(f"record {key} is damaged: it answers {record.key}", (path,))
+            return Miss(f"record {key} is damaged: {error}", (self.record_path(key),))
+        if answers is None:
+            answers = record.key
+            learn(answers)
+        if answers != key:
+            return Miss(f"record {key} is damaged: it answers {answers}", (self.record_path(key),))
         problems = {self.path(blob): reason for blob in record.outputs.values() if (reason := self.problem(blob))}
         if problems:
             return Miss("; ".join(problems.values()), tuple(path for path in problems if path.exists()))
@@ -177,13 +189,10 @@ class Store:
             return None
         return record if record.key == key else None
 
-    def records(self) -> Iterator[Record]:
-        """Every readable record, in no order; damaged ones are for `lookup` to report."""
-        for path in (self.root / "records").glob("*.json"):
-            try:
-                yield Record.loads(path.read_text(encoding="utf-8"))
-            except (StoreError, UnicodeDecodeError, OSError):
-                continue
+    def recorded(self) -> Iterator[str]:
+        """The key of every record, in no order, readable or not."""
+        with suppress(FileNotFoundError), os.scandir(self.root / "records") as entries:
+            yield from (e.name[:-5] for e in entries if e.name.endswith(".json") and digest.is_digest(e.name[:-5]))
 
     # Refs
 
@@ -267,6 +276,9 @@ class Store:
                 if problem := self.problem(blob):
                     raise StoreError(problem, "run `trtforge build` again: it rebuilds what is damaged")
                 shutil.copyfile(self.path(blob), fresh / name)
+                if digest.of_file(fresh / name) != blob.digest:  # of what is handed out, whatever is remembered
+                    what = f"object {blob.digest} is damaged, though its size and times are as they were"
+                    raise StoreError(what, "run `trtforge verify --repair`, then the same build again")
                 _sync(fresh / name)
             _sync(fresh)
             if directory.exists():
@@ -299,22 +311,13 @@ class Store:
         """Claims nothing any more."""
         self._claims.release()
 
-    @contextmanager
-    def alone(self, holder: str, waiting: Callable[[str], None]) -> Iterator[None]:
+    def alone(self, holder: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
         """Keeps builds from claiming and adding, for gc; see `locks.exclusive`.
 
         Raises:
             StoreError: The store cannot be written.
         """
-        with self._writing():
-            gate = claims.gate(self.root)
-            gate.parent.mkdir(parents=True, exist_ok=True)
-            context = locks.exclusive(gate, holder, waiting)
-            context.__enter__()
-        try:
-            yield
-        finally:
-            context.__exit__(None, None, None)
+        return self._entered(claims.gate(self.root), lambda gate: locks.exclusive(gate, holder, waiting))
 
     def sweep(self) -> None:
         """Removes what dead processes left, for gc, which is `alone`.
@@ -335,51 +338,39 @@ class Store:
         with self._writing(), suppress(FileNotFoundError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-    @contextmanager
-    def keeping(self, waiting: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+    def keeping(self, waiting: Callable[[str], None] = lambda holder: None) -> AbstractContextManager[None]:
         """Keeps gc out while objects are added that no record holds yet.
 
         Raises:
             StoreError: The store cannot be written.
         """
-        with self._writing():
-            gate = claims.gate(self.root)
-            gate.parent.mkdir(parents=True, exist_ok=True)
-            context = locks.shared(gate, waiting)
-            context.__enter__()
-        try:
-            yield
-        finally:
-            context.__exit__(None, None, None)
+        return self._entered(claims.gate(self.root), lambda gate: locks.shared(gate, waiting))
 
-    @contextmanager
-    def lock(self, key: str, holder: str, waiting: Callable[[str], None]) -> Iterator[None]:
+    def lock(self, key: str, holder: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
         """The lock of `key`; see `locks.exclusive`.
 
         Raises:
             StoreError: The store cannot be written.
         """
-        with self._writing():
-            (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            context = locks.exclusive(self.root / "locks" / f"{key}.lock", holder, waiting)
-            context.__enter__()
-        try:
-            yield
-        finally:
-            context.__exit__(None, None, None)
+        return self._entered(self.root / "locks" / f"{key}.lock", lambda path: locks.exclusive(path, holder, waiting))
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self) -> AbstractContextManager[Path]:
         """A directory on the store's file system to write aside in.
 
         Raises:
             StoreError: The store cannot be written.
         """
+        return self._entered(self.root / "tmp", locks.scratch)
+
+    @contextmanager
+    def _entered(self, path: Path, enter: Callable[[Path], AbstractContextManager[T]]) -> Iterator[T]:
+        """Enters what `enter` makes of `path`; an error while it is made, not one inside, is the store's."""
         with self._writing():
-            context = locks.scratch(self.root / "tmp")
-            directory = context.__enter__()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            context = enter(path)
+            made = context.__enter__()
         try:
-            yield directory
+            yield made
         finally:
             context.__exit__(None, None, None)
 

@@ -106,9 +106,9 @@ def test_a_log_that_a_kept_record_holds_stays(store: Store) -> None:
 def test_a_dry_run_says_the_same_and_deletes_nothing(store: Store) -> None:
     keep(store, "old", days=90)
     keep(store, "older", days=91)
-    before = sorted(store.root.rglob("*"))
+    before = set(store.root.rglob("*"))
     would = gc.look(store, 30 * DAY)
-    assert sorted(store.root.rglob("*")) == before
+    assert set(store.root.rglob("*")) == before | {store.root / "records.sqlite"}
     did = gc.collect(store, 30 * DAY, None, "gc", lambda holder: None)
     assert [w.name for w in did.waste] == [w.name for w in would.waste]
     assert (did.bytes_before, did.bytes_after) == (would.bytes_before, would.bytes_after)

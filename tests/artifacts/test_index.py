@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from artifacts import index
 from artifacts.index import CANDIDATES, About, Index
 from artifacts.record import Record
 from artifacts.store import Store
@@ -121,9 +122,74 @@ def test_an_index_that_lies_is_not_believed(store):
     nearest(store, question(3))
     with sqlite3.connect(store.root / "records.sqlite") as database:
         database.execute("UPDATE records SET step = 'build', stage = 'build', finished = '2027' WHERE key = ?", [other])
-        database.execute("INSERT INTO records SELECT ?, stage, step, target, model, flow, facts, finished "
-                         "FROM records WHERE key = ?", ["f" * 64, key])  # fmt: skip
+        database.execute("INSERT INTO records SELECT ?, stage, step, target, model, flow, facts, finished, holds, "
+                         "stat, seal FROM records WHERE key = ?", ["f" * 64, key])  # fmt: skip
     assert nearest(store, question(3)) == key
+
+
+def kept(store: Store, content: bytes, asked: dict[str, Any]) -> Record:
+    with store.scratch() as directory:
+        (directory / "file").write_bytes(content)
+        record = Record(asked, {"plan": store.add(directory / "file")}, provenance={"step": "build", "target": "l4"})
+    store.put(record)
+    return record
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all files were old: they are remembered."""
+    monkeypatch.setattr(index, "RACY_NS", -(10**18))
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_summary_says_what_a_record_is_and_holds(store):
+    record = kept(store, b"plan", question(1, inputs={"onnx": "a" * 64, "data": ["b" * 64, "c" * 64]}))
+    for _ in range(2):  # read, and remembered
+        found, odd = Index(store).summaries()
+        assert (list(found), odd) == ([record.key], [])
+        summary = found[record.key]
+        assert (summary.stage, summary.about.step, summary.about.target) == ("build", "build", "l4")
+        assert (set(summary.outputs), summary.log) == (set(record.outputs.values()), None)
+        assert set(summary.inputs) == {"a" * 64, "b" * 64, "c" * 64}
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("column", ["holds", "stat", "step", "seal", "key"])
+def test_a_summary_that_lies_is_not_believed(store, column):
+    first, second = kept(store, b"one", question(1)), kept(store, b"two", question(2))
+    truth = Index(store).summaries()
+    with sqlite3.connect(store.root / "records.sqlite") as database:
+        other = database.execute(f"SELECT {column} FROM records WHERE key = ?", [second.key]).fetchone()[0]  # noqa: S608
+        database.execute("DELETE FROM records WHERE key = ?", [second.key])
+        database.execute(f"UPDATE records SET {column} = ? WHERE key = ?", [other, first.key])  # noqa: S608
+    assert Index(store).summaries() == truth
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_summary_of_a_record_that_was_replaced_damaged_or_deleted_is_not_believed(store):
+    record = kept(store, b"one", question(1))
+    Index(store).summaries()
+    again = kept(store, b"another answer", question(1))
+    assert again.key == record.key
+    assert Index(store).summaries()[0][record.key].outputs == tuple(again.outputs.values())
+    path = store.record_path(record.key)
+    path.write_text(path.read_text().replace('"level": 1', '"level": 3'))
+    assert Index(store).summaries() == ({}, [record.key])
+    path.unlink()
+    assert Index(store).summaries() == ({}, [])
+
+
+def test_a_record_as_young_as_a_time_stamp_is_coarse_is_read_again(store):
+    record = kept(store, b"one", question(1))
+    Index(store).summaries()
+    with sqlite3.connect(store.root / "records.sqlite") as database:
+        assert database.execute("SELECT key, stat FROM records").fetchall() == [(record.key, "")]
+
+
+def test_a_store_that_has_no_index_and_gets_none_is_summed_up_nonetheless(store):
+    record = kept(store, b"one", question(1))
+    (store.root / "records.sqlite").mkdir()
+    assert list(Index(store).summaries()[0]) == [record.key]
 
 
 def test_a_damaged_record_is_passed_over(store):
@@ -181,5 +247,23 @@ def test_an_index_is_not_read_again_while_nothing_has_changed(store, monkeypatch
     answer(store, question(1))
     time.sleep(2.1)  # a directory that changed just now may change again within the same time stamp
     nearest(store, question(3))
-    monkeypatch.setattr("artifacts.index._keys", lambda directory: pytest.fail("the records were listed again"))
+    monkeypatch.setattr(Store, "recorded", lambda store: pytest.fail("the records were listed again"))
     assert nearest(store, question(3))
+
+
+def test_an_index_that_an_older_trtforge_made_is_made_anew(store):
+    key = answer(store, question())
+    listed = (store.root / "records").stat().st_mtime_ns
+    with sqlite3.connect(store.root / "records.sqlite") as database:
+        database.execute(
+            "CREATE TABLE records (key TEXT PRIMARY KEY, stage, step, target, model, flow, facts, finished)"
+        )
+        database.execute("CREATE TABLE listed (mtime_ns INTEGER)")
+        database.execute(
+            "INSERT INTO records VALUES (?, 'build', 'build', 'l4', 'digits', 'int8', '{}', '2026')", (key,)
+        )
+        database.execute("INSERT INTO listed VALUES (?)", (listed,))
+    database.close()
+    assert set(Index(store).summaries()[0]) == {key}
+    assert set(Index(store).summaries()[0]) == {key}
+    assert nearest(store, question(3)) == key

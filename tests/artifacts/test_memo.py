@@ -223,3 +223,60 @@ def test_two_processes_share_a_memo(tmp_path: Path) -> None:
             assert process.returncode == 0
     memo = Memo(index)
     assert not any(is_read(memo, file) for file in files)
+
+
+@pytest.mark.usefixtures("later")
+def test_a_record_that_was_checked_is_known_until_its_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    path.write_text("whole")
+    memo = Memo(tmp_path / "index")
+    text, answers, learn = memo.read_record(path)
+    assert (text, answers) == ("whole", None)
+    learn("key")
+    memo.save()
+    assert Memo(tmp_path / "index").read_record(path)[:2] == ("whole", "key")
+    time.sleep(0.05)
+    path.write_text("other")
+    assert Memo(tmp_path / "index").read_record(path)[:2] == ("other", None)
+
+
+def test_a_record_that_was_written_just_now_is_checked_again(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    path.write_text("whole")
+    memo = Memo(tmp_path / "index")
+    memo.read_record(path)[2]("key")
+    assert memo.read_record(path)[1] is None
+
+
+@pytest.mark.parametrize("column", ["text", "seal", "key"])
+def test_a_note_is_whole_or_nothing(column: str, tmp_path: Path) -> None:
+    memo = Memo(tmp_path / "index")
+    memo.note("key", "text")
+    assert memo.noted("key") == "text"
+    memo.save()
+    assert Memo(tmp_path / "index").noted("key") == "text"
+    with sqlite3.connect(tmp_path / "index") as database:
+        database.execute(f"UPDATE notes SET {column} = {column} || 'x'")  # noqa: S608
+    database.close()
+    assert [Memo(tmp_path / "index").noted(key) for key in ("key", "keyx")] == [None, None]
+
+
+def test_only_the_latest_notes_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("artifacts.memo.NOTES", 3)
+    memo = Memo(tmp_path / "index")
+    for number in range(5):
+        memo.note(str(number), "text")
+        memo.save()
+    again = Memo(tmp_path / "index")
+    assert [again.noted(str(number)) for number in range(5)] == [None, None, "text", "text", "text"]
+
+
+def test_many_files_are_hashed_at_once_and_answered_in_order(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(5)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (SIZE_BYTES + number if number % 2 else 10))
+    memo = Memo(tmp_path / "index")
+    assert memo.digests(paths) == [digest.of_file(path) for path in paths]
+    paths[3].unlink()
+    with pytest.raises(FileNotFoundError):
+        memo.digests(paths)

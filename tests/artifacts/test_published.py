@@ -13,6 +13,7 @@ from artifacts import digest
 from artifacts.errors import StoreError
 from artifacts.record import Blob
 from artifacts.store import Store
+from tests.artifacts.test_verify import believe
 
 NAME = "digits/sm_89/int8"
 KEY, OTHER = digest.of_bytes(b"key"), digest.of_bytes(b"other")
@@ -107,6 +108,16 @@ def test_a_damaged_object_is_not_published(store: Store) -> None:
         store.publish(NAME, OTHER, files)
     assert "run `trtforge build` again" in caught.value.next_step
     assert holds(store.root / "published" / NAME) == {"plan": "p1"}
+
+
+def test_damage_that_the_memo_cannot_see_is_not_published(store: Store) -> None:
+    files = blobs(store, plan="p2")
+    store.path(files["plan"]).chmod(0o644)
+    store.path(files["plan"]).write_text("p?")
+    believe(store, files["plan"])
+    with pytest.raises(StoreError, match="damaged, though its size and times are as they were"):
+        store.publish(NAME, KEY, files)
+    assert not (store.root / "published" / NAME).exists()
 
 
 def test_a_directory_of_the_users_own_is_not_overwritten(store: Store) -> None:

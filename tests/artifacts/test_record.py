@@ -104,3 +104,9 @@ def test_a_newer_format_is_refused_with_a_next_step() -> None:
 def test_what_cannot_be_read_again_is_not_written(value: object) -> None:
     with pytest.raises(StoreError):
         Record({"stage": "x"}, {}, metrics={"a": value}).dumps()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"fields": 1}', "{" * 100_000])
+def test_damage_to_what_was_checked_before_is_damage_too(text: str) -> None:
+    with pytest.raises(StoreError, match="not a record"):
+        Record.loads_checked(text)

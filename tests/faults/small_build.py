@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from artifacts import digest, memo
 from artifacts.store import Store
 from conf.schema import Config, Model, StoreConfig
-from pipelines import child
+from pipelines import child, sharing
 from pipelines.execute import Workshop
 from pipelines.graph import Node
 from pipelines.reporting import Reporter
@@ -66,8 +67,10 @@ def in_this_process(work: child.Work, progress: Progress, stop: Event) -> child.
     return child.Result(metrics, out, log)
 
 
-def session(root: Path, text: str = "a word ") -> Session:
-    """A session that is planned and has not run."""
+def session(
+    root: Path, text: str = "a word ", note: Callable[[str], None] = lambda text: None, **config: Any
+) -> Session:
+    """A session that is planned and has not run; `config` is its store's."""
     child.run = in_this_process
     memo.RACY_NS = -(10**18)  # as if all files were old: their digests are remembered, which writes too
     nodes = [
@@ -75,18 +78,21 @@ def session(root: Path, text: str = "a word ") -> Session:
         Node("second", SECOND, Word("more "), upstream={"file": ("first", "file")}),
         Node("publish", PUBLISH, Word(), upstream={"plan": ("second", "file")}),
     ]
-    config = Config(model=Model(name="net"), store=StoreConfig(root=str(root)), flow="small")
-    found = Session(config, [], nodes, Workshop(Store(root), provenance={"model": "net"}))
+    kept = StoreConfig(root=str(root), **config)
+    store = Store(root)
+    workshop = Workshop(store, provenance={"model": "net"}, sharing=sharing.opened(kept, store, note))
+    found = Session(Config(model=Model(name="net"), store=kept, flow="small"), [], nodes, workshop)
     found.look()
     return found
 
 
-def build(root: Path, reporter: Reporter | None = None, text: str = "a word ") -> Session:
-    """Does what `trtforge build runner=local` does."""
-    found = session(root, text)
+def build(root: Path, reporter: Reporter | None = None, text: str = "a word ", **config: Any) -> Session:
+    """Does what `trtforge build runner=local` does; `config` is the store's."""
+    reporter = reporter or Reporter()
+    found = session(root, text, reporter.note, **config)
     if not found.up_to_date:
         found.claim()
-        run_local(found, reporter or Reporter())
+        run_local(found, reporter)
     found.settle()
     return found
 

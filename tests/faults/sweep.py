@@ -1,7 +1,7 @@
 """Makes file operations of a build go wrong, one after the other, and looks at the store after each.
 
 Runs with the shim loaded: `python -m tests.faults.sweep BUILD SHIM ROOT CONTROL ACTION ONWARDS SHARE SHARES`. BUILD is
-`small` or `real`; of every SHARES operations it takes number SHARE. Prints one line of JSON.
+`small`, `shared` or `real`; of every SHARES operations it takes number SHARE. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from artifacts import digest, locks
 from artifacts.errors import StoreError
+from artifacts.exchange import Exchange
+from artifacts.remote import Remote
 from artifacts.store import Hit, Store
 from artifacts.verify import verify
 from pipelines.errors import Exit
@@ -28,15 +31,25 @@ BUG = 98
 ENDS = (Exit.DONE, Exit.STEP_FAILED, Exit.WRONG_CALL)
 
 
-def small(root: Path) -> int:
+def small(root: Path, **config: Any) -> int:
     """A small build, as the command line ends it."""
     try:
-        return int(small_build.build(root).exit)
+        return int(small_build.build(root, **config).exit)
     except StoreError:
         return int(Exit.STEP_FAILED)
     except BaseException:
         traceback.print_exc()
         return BUG
+
+
+def shared(root: Path) -> int:
+    """A small build with a remote, in a directory that meets the same faults."""
+    return small(root, remote=str(remote_of(root)))
+
+
+def remote_of(root: Path) -> Path:
+    """Where the shared build's remote is."""
+    return root.with_name(f"{root.name} remote")
 
 
 def real(root: Path) -> int:
@@ -62,14 +75,34 @@ def published(root: Path) -> str:
     return digest.of_file(directory / "model.plan")
 
 
+def fetched(root: Path) -> str:
+    """What another machine gets that fetches all that the remote has, and builds the rest."""
+    remote, other = Remote(str(remote_of(root)), 60), root.with_name(f"{root.name} other")
+    exchange = Exchange(Store(other), remote)
+    for key in exchange.recorded():
+        exchange.fetch(key, lambda holder: None)  # raises if a record promises what is not there
+    assert not verify(Store(other)).findings
+    ours = Exchange(Store(root), remote)
+    for record in map(ours.store.record, ours.store.recorded()):
+        assert record is not None
+        ours.send(record)
+    assert ours.recorded() == kept(root)
+    assert forked(lambda: small(other, remote=str(remote_of(root)))) == Exit.DONE
+    assert kept(other) == kept(root)
+    return published(root) + published(other)
+
+
 def exported(root: Path) -> str:
     """The digests of all that the real build answered."""
-    found = {record.key: [blob.digest for blob in record.outputs.values()] for record in Store(root).records()}
+    store = Store(root)
+    records = [record for record in map(store.record, store.recorded()) if record]
+    found = {record.key: [blob.digest for blob in record.outputs.values()] for record in records}
     return digest.of_json(found)
 
 
 BUILDS: dict[str, tuple[Callable[[Path], int], Callable[[Path], str]]] = {
     "small": (small, published),
+    "shared": (shared, fetched),
     "real": (real, exported),
 }
 """How to build, and what came of it."""
@@ -123,8 +156,8 @@ def one(faults: Faults, kind: str, root: Path, expected: str, fault: tuple[int, 
 
 
 def main() -> None:
-    kind, shim, directory, control, action, onwards, share, shares = sys.argv[1:]
-    faults, root = Faults(Path(shim), Path(directory), Path(control)), Path(directory)
+    kind, shim, place, control, action, onwards, share, shares = sys.argv[1:]
+    faults, root = Faults(Path(shim), Path(place), Path(control)), Path(place)
     if kind == "real":
         from conf.compose import compose
         from pipelines import cli, document, reporting, schedule, session  # noqa: F401 - for all forks at once
@@ -145,7 +178,8 @@ def main() -> None:
         except AssertionError as error:
             bad.append(str(error))
             print(error, file=sys.stderr, flush=True)
-        shutil.rmtree(root / f"störe {at}")
+        for directory in root.glob(f"störe {at}*"):
+            shutil.rmtree(directory)
     print(json.dumps({"operations": at - 1, "bad": bad}))
 
 

@@ -60,6 +60,12 @@ def test_after_a_fault_at_any_operation_all_is_whole_and_the_next_build_repairs_
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("fault", ["killed", "full disk", "broken disk", "full for a moment"])
+def test_a_build_with_a_remote_leaves_store_and_remote_whole(fault: str, sweep: Sweep) -> None:
+    assert sweep("shared", fault) > 300
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("share", range(SHARES))
 def test_the_real_command_line_and_its_children_lose_nothing_when_killed(share: int, sweep: Sweep) -> None:
     assert sweep("real", "killed", share, SHARES) > 150

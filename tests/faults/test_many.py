@@ -104,12 +104,12 @@ def test_the_live_bar_says_whom_a_step_waits_for(tmp_path: Path) -> None:
     code = """
         import io, sys, time
         from pathlib import Path
-        from rich.console import Console
+        from rich import console
         from pipelines import reporting
         from pipelines.execute import WAITING
         sink = io.StringIO()
-        plain = reporting.Console
-        reporting.Console = lambda **options: plain(file=sink, force_terminal=True, width=120)
+        plain = console.Console
+        console.Console = lambda **options: plain(file=sink, force_terminal=True, width=120)
         live = reporting.Live()
         live.started("build[l4]")
         live.progressed("build[l4]", f"{WAITING}build[l4] in process 7 on host", None)
