@@ -1,19 +1,20 @@
-"""The stage `calibrate`: one pass of real batches through the model, to learn the range of each tensor that gets Q/DQ.
+"""The stage `calibrate`: one pass of real batches through the model, to count what each tensor that gets Q/DQ holds.
 
-Memory does not grow with the data, and the order of the batches does not matter. Weights need no calibration: their
-ranges are computed where they are quantized.
+Memory does not grow with the data, and the order of the batches does not matter. What ranges follow from the histograms
+is the stage `ranges`'s to say, so that another algorithm runs no pass again. Weights need no calibration: their ranges
+are computed where they are quantized.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from stages import batches, onnx_file, onnx_graph, quantization
-from stages.allowed import require, require_at_least, require_word
-from stages.histograms import ALGORITHMS, Histogram, NotFiniteError
+from stages import batches, exact_runs, histogram_file, onnx_file, onnx_graph, quantization
+from stages.allowed import require_at_least
+from stages.histogram_file import Observed
+from stages.histograms import Histogram, NotFiniteError
 from stages.stage import Job, Metrics, Stage, StageError
 
 if TYPE_CHECKING:
@@ -22,142 +23,87 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """How ranges are found.
+    """Which batches are observed.
 
     Attributes:
         batch_size: Samples per run; None: each file is one batch.
         max_samples: Use only the first so many; None: all.
-        algorithm: `mse`: the range with the least squared error. `percentile`: the one that so many percent of the
-            values do not exceed. `max`: the largest value.
-        percentile: For `percentile`: above 0, at most 100.
     """
 
     batch_size: int | None = None
     max_samples: int | None = None
-    algorithm: str = "mse"
-    percentile: float = 99.99
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "batch_size", "max_samples")
-        require_word(self, "algorithm", ALGORITHMS)
-        require(0 < self.percentile <= 100, "percentile", self.percentile, "above 0, at most 100")
-
-
-@dataclass(frozen=True)
-class TensorRange:
-    """What was learnt about one tensor: the range to quantize to, and the largest magnitude seen."""
-
-    amax: float
-    max: float
-
-
-@dataclass
-class _Seen:
-    histograms: dict[str, Histogram]
-    samples: int = 0
-    batches: int = 0
 
 
 def calibrate(job: Job[CalibrateConfig]) -> Metrics:
-    """Writes the range of each activation that will carry Q/DQ.
+    """Writes the histogram of each activation that will carry Q/DQ.
 
     Raises:
         StageError: The data do not fit the model, an activation is not finite, or there is nothing to quantize.
     """
-    config = job.config
-    model = onnx_file.read(job.file("onnx"))
+    model = onnx_file.read(job.inputs["onnx"])
     onnx_graph.adopt_weights(model)
     tensors = quantization.place(model).activations
     if quantization.is_quantized(model) or not tensors:
         raise quantization.nothing_to_quantize(model)
     seen = _observe(model, tensors, job)
-    ranges = {
-        name: TensorRange(histogram.amax(config.algorithm, config.percentile), histogram.max)
-        for name, histogram in seen.histograms.items()
-    }
-    document = {
-        "algorithm": config.algorithm,
-        "samples": seen.samples,
-        "batches": seen.batches,
-        "tensors": {name: asdict(found) for name, found in sorted(ranges.items())},
-    }
-    (job.out / "ranges.json").write_text(json.dumps(document, indent=1) + "\n")
+    histogram_file.write(seen, job.out / "histograms.bin")
+    found = sorted(seen.histograms.items())
     return {
         "samples": seen.samples,
         "batches": seen.batches,
-        "tensors": len(ranges),
-        "all_zero": sorted(name for name, found in ranges.items() if found.max == 0),
+        "tensors": len(found),
+        "all_zero": [name for name, each in found if each.max == 0 and not each.is_empty],
+        "constant": [name for name, each in found if each.max != 0 and each.is_constant],
+        "empty": [name for name, each in found if each.is_empty],
     }
 
 
-def _observe(model: ModelProto, tensors: Sequence[str], job: Job[CalibrateConfig]) -> _Seen:
+def _observe(model: ModelProto, tensors: Sequence[str], job: Job[CalibrateConfig]) -> Observed:
     """Runs every batch and counts what the tensors hold."""
     config, inputs, files = job.config, batches.model_inputs(model), job.inputs["calibration"]
     total = batches.count_samples(files, inputs, config.max_samples)
     stream = batches.read_batches(files, inputs, config.batch_size, config.max_samples)
-    session = _session(model, tensors)
+    session = exact_runs.open_exact(model, tensors)
     computed = [name for name in tensors if name not in {i.name for i in inputs}]
-    seen = _Seen({name: Histogram() for name in tensors})
+    seen = Observed({name: Histogram() for name in tensors})
     for batch in stream:
-        found = {**batch, **_run(session, computed, batch, seen.batches)}
-        for name, histogram in seen.histograms.items():
-            try:
-                histogram.add(found[name])
-            except NotFiniteError as kind:
-                raise StageError(
-                    f"the tensor {name!r} holds {kind} in batch {seen.batches} (counted from 0): it has no range",
-                    "check that batch, and that the model computes it correctly in float32",
-                ) from None
+        _count({**batch, **exact_runs.run(session, computed, batch, seen.batches)}, seen)
         seen.samples += batches.size(batch)
         seen.batches += 1
         job.progress("calibrating", seen.samples / total)
     return seen
 
 
-def _session(model: ModelProto, tensors: Sequence[str]) -> Any:
-    """An ONNX Runtime session of `model` that also gives `tensors`, with every tensor as the model has it."""
-    import onnxruntime as ort
+def _count(found: Mapping[str, batches.Array], seen: Observed) -> None:
+    """Adds one batch's values.
 
-    returned = {value.name for value in model.graph.output} | {value.name for value in model.graph.input}
-    added = [name for name in tensors if name not in returned]
-    model.graph.output.extend([_untyped(name) for name in added])
-    model.ir_version = min(model.ir_version, onnx_graph.MAX_ORT_IR)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common base
+    Raises:
+        StageError: Some are not finite; names each such tensor.
+    """
+    bad: dict[str, str] = {}
+    for name, histogram in seen.histograms.items():
+        try:
+            histogram.add(found[name])
+        except NotFiniteError as kind:
+            bad[name] = str(kind)
+    if bad:
+        first, *others = [f"{name!r} holds {kind}" for name, kind in bad.items()]
+        after = f", and after it {', '.join(others[:10])}{', …' if len(others) > 10 else ''}" if others else ""
         raise StageError(
-            f"ONNX Runtime cannot load the model: {onnx_graph.first_line(error)}",
-            "calibration runs the model on the CPU with it",
-        ) from error
-
-
-def _untyped(name: str) -> Any:
-    from onnx import ValueInfoProto
-
-    return ValueInfoProto(name=name)
-
-
-def _run(session: Any, names: Sequence[str], batch: batches.Batch, number: int) -> batches.Batch:
-    try:
-        return dict(zip(names, session.run(list(names), batch) if names else [], strict=True))
-    except Exception as error:  # ONNX Runtime's errors have no common base
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in batch.items())
-        raise StageError(
-            f"the model fails on batch {number} (counted from 0; {shapes}): {onnx_graph.first_line(error)}",
-            "check that the batch is what the model takes",
-        ) from error
+            f"the tensor {first} in batch {seen.batches} (counted from 0){after}: no range holds that",
+            "check that batch, and that the model computes it correctly in float32",
+        )
 
 
 STAGE = Stage(
     name="calibrate",
-    version=1,
+    version=2,
     config=CalibrateConfig,
     run=calibrate,
     inputs=("onnx", "calibration"),
-    outputs={"ranges": "ranges.json"},
+    outputs={"histograms": "histograms.bin"},
     tools=("onnx", "onnxruntime", "numpy"),
 )

@@ -7,6 +7,7 @@ algorithm. ONNX Runtime's entropy calibrator keeps all activations instead and p
 
 from __future__ import annotations
 
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -14,15 +15,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats: TypeAlias = npt.NDArray[np.float64]
+    Integers: TypeAlias = npt.NDArray[np.int64]
 
-ALGORITHMS = ("mse", "percentile", "max")
-"""No entropy: measured, it lost badly on hard-swish models, and in modelopt it depends on the order of the samples."""
+BINS = 1 << 16
 
-LEVELS = 127
-"""INT8, symmetric: the largest code on either side (-128 is not used)."""
-
-STEPS, PER_OCTAVE = 160, 16
-"""The thresholds that `mse` tries: 10 octaves down from the maximum, 4.4 % apart."""
+CHUNK = 1 << 20
+"""Values that are counted at once: `bincount` makes 8 bytes of each, which would be twice the largest tensor."""
 
 
 class NotFiniteError(ValueError):
@@ -30,13 +28,33 @@ class NotFiniteError(ValueError):
 
 
 class Histogram:
-    """How often each magnitude occurs in one tensor over all batches."""
+    """How often each value occurs in one tensor over all batches.
+
+    Attributes:
+        low: The smallest value; infinity while there is none.
+        high: The largest; minus infinity while there is none.
+    """
 
     def __init__(self) -> None:
         import numpy as np
 
-        self._counts = np.zeros(1 << 16, np.int64)
-        self.max = 0.0
+        self._counts = np.zeros(BINS, np.int64)
+        self.low, self.high = inf, -inf
+
+    @property
+    def max(self) -> float:
+        """The largest magnitude, exactly; 0 while there is none."""
+        return max(self.high, -self.low, 0.0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was counted."""
+        return self.high < self.low
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every value was the same."""
+        return self.low == self.high
 
     def add(self, values: npt.NDArray[Any]) -> None:
         """Counts `values`, of any shape and float type.
@@ -49,54 +67,47 @@ class Histogram:
         if not values.size:
             return
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-        largest = max(float(flat.max()), -float(flat.min()))  # NaN goes through min and max
-        if not np.isfinite(largest):
+        low, high = float(flat.min()), float(flat.max())  # NaN goes through min and max
+        if not (isfinite(low) and isfinite(high)):
             raise NotFiniteError("NaN" if np.isnan(flat).any() else "infinity")
-        self._counts += np.bincount(flat.view(np.uint32) >> 16, minlength=1 << 16)
-        self.max = max(self.max, largest)
+        for start in range(0, flat.size, CHUNK):
+            self._counts += np.bincount(flat[start : start + CHUNK].view(np.uint32) >> 16, minlength=BINS)
+        self.low, self.high = min(self.low, low), max(self.high, high)
 
     def merge(self, other: Histogram) -> None:
         """Adds what `other` counted."""
         self._counts += other._counts
-        self.max = max(self.max, other.max)
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+    def sparse(self) -> tuple[Integers, Integers]:
+        """The bins that hold anything, ascending from 0 to 65,535, and how many values each holds."""
+        import numpy as np
+
+        bins = np.flatnonzero(self._counts)
+        return bins, self._counts[bins]
+
+    @classmethod
+    def from_sparse(cls, bins: Integers, counts: Integers, low: float, high: float) -> Histogram:
+        """What `sparse`, `low` and `high` say."""
+        histogram = cls()
+        histogram._counts[bins] = counts
+        histogram.low, histogram.high = low, high
+        return histogram
+
+    def edges(self) -> tuple[Floats, Floats, Floats]:
+        """Both ends of each bin that holds a magnitude, ascending, and how many it holds; -0 and 0 are one bin.
+
+        The last bin ends at the largest magnitude, and that of 0 begins and ends at 0.
+        """
+        import numpy as np
+
+        both = self._counts[: BINS // 2] + self._counts[BINS // 2 :]
+        bins = np.flatnonzero(both)
+        ends = (np.stack([bins, bins + 1]).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        below, above = np.where(bins > 0, ends, 0.0)
+        return np.minimum(below, self.max), np.minimum(above, self.max), both[bins].astype(np.float64)
 
     def magnitudes(self) -> tuple[Floats, Floats]:
-        """The middle of each bin that holds a magnitude, ascending, and how many it holds; -0 and 0 are one bin."""
-        import numpy as np
-
-        both = self._counts[: 1 << 15] + self._counts[1 << 15 :]
-        bins = np.flatnonzero(both)
-        edges = (np.stack([bins, bins + 1]).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        middles = np.where(bins > 0, edges.mean(axis=0), 0.0)
-        return np.minimum(middles, self.max), both[bins].astype(np.float64)
-
-    def amax(self, algorithm: str, percentile: float) -> float:
-        """The magnitude that INT8's largest code shall stand for, by one of `ALGORITHMS`; 0 if all values are 0."""
-        if algorithm == "max" or self.max == 0:
-            return self.max
-        return self._percentile(percentile) if algorithm == "percentile" else self._least_error()
-
-    def _percentile(self, percentile: float) -> float:
-        """The magnitude that `percentile` % of the values do not exceed, to 1/128."""
-        import numpy as np
-
-        values, counts = self.magnitudes()
-        reached = np.cumsum(counts) >= counts.sum() * percentile / 100
-        threshold = float(values[int(np.argmax(reached))])
-        return threshold if threshold > 0 else self.max
-
-    def _least_error(self) -> float:
-        """The threshold with the smallest mean squared error between the values and what INT8 makes of them."""
-        import numpy as np
-
-        values, counts = self.magnitudes()
-        candidates = self.max * 2.0 ** (-np.arange(STEPS) / PER_OCTAVE)
-        errors = [float(counts @ (values - _quantized(values, amax)) ** 2) for amax in candidates]
-        return float(candidates[int(np.argmin(errors))])
-
-
-def _quantized(values: Floats, amax: float) -> Floats:
-    import numpy as np
-
-    scale = amax / LEVELS
-    return np.clip(np.rint(values / scale), 0, LEVELS) * scale
+        """The middle of each bin that holds a magnitude, ascending, and how many it holds."""
+        below, above, counts = self.edges()
+        return (below + above) / 2, counts
