@@ -18,19 +18,19 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from conf.errors import SEE, ConfigError, suggest
+from conf.groups import GROUPS, PACKAGE, check_own_directory, package_directory
 from conf.schema import Config, Profile, Step, TensorSpec
+from conf.trace import Trace, tracing
+from conf.watch import watch
 from stages import STAGES
 from stages.allowed import NotAllowedError
-
-PACKAGE = "conf"
-GROUPS = ("model", "flow", "targets", "backend", "store")
 
 _one_at_a_time = Lock()
 """Hydra's search path is global, and steps that run in threads ask where a value came from."""
@@ -40,20 +40,24 @@ _OPEN = re.compile(r"(model\.(dims|profiles|inputs)|steps)[.=]")
 Hydra's `+`."""
 
 
-def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> Config:
+def compose(overrides: Sequence[str] = (), config_dirs: Sequence[Path] = (), trace: Trace | None = None) -> Config:
     """The config of one run.
 
     Args:
         overrides: Hydra's: `flow=fp16 targets=[l4] steps.build.config.optimization_level=5`.
         config_dirs: Directories of the user's own groups, beside the shipped ones.
+        trace: Takes down what the config is made from.
 
     Raises:
         ConfigError: Anything is wrong with it.
     """
-    composed = raw(overrides, config_dirs)
-    choices = composed.hydra.runtime.choices
-    with _plain_errors():
-        return _typed(composed, flow=str(choices.flow).removesuffix(".yaml"))
+    with tracing(trace):
+        composed = raw(overrides, config_dirs)
+        choices = composed.hydra.runtime.choices
+        if trace is not None and composed.hydra.job.env_copy:
+            trace.unsure = "hydra.job.env_copy reads the environment"
+        with _plain_errors():
+            return _typed(composed, flow=str(choices.flow).removesuffix(".yaml"))
 
 
 def raw(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:
@@ -71,20 +75,27 @@ def raw(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:
             )
     own, search = _own_directories(parsed, config_dirs), _search_path(config_dirs)
     with _one_at_a_time, _plain_errors(own), initialize_config_module(PACKAGE, version_base="1.3"):
+        watch()
         return hydra_compose("config", [*search, *map(_opened, parsed)], return_hydra_config=True)
 
 
-def sweep(overrides: Sequence[str]) -> list[list[str]]:
+def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[list[str]]:
     """Every combination of a sweep over overrides: `flow=fp16,int8 targets=[l4],[a10]` gives four.
 
+    `model=glob(net_*)` stands for the models whose names match: of the user's own config directories where these have
+    models, since a shipped `model=onnx` is none by itself; else of the shipped ones.
+
     Raises:
-        ConfigError: An override cannot be parsed.
+        ConfigError: An override cannot be parsed, or matches nothing.
     """
     choices = []
-    for override in _parse(overrides):
+    parsed = _parse(overrides)
+    for override in parsed:
         if override.is_sweep_override():
             key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in _values(override)])
+            globbed = override.value_type is ValueType.GLOB_CHOICE_SWEEP
+            values = _matching(override, _own_directories(parsed, config_dirs)) if globbed else _values(override)
+            choices.append([f"{key}={value}" for value in values])
         else:
             choices.append([cast(str, override.input_line)])
     return [list(combination) for combination in itertools.product(*choices)]
@@ -103,22 +114,13 @@ def register() -> None:
     """Tells Hydra the schema, and OmegaConf the resolver `${package:conf}` (the directory of an installed package)."""
     ConfigStore.instance().store(name="schema", node=_schema())
     if not OmegaConf.has_resolver("package"):
-        OmegaConf.register_new_resolver("package", _package_directory)
+        OmegaConf.register_new_resolver("package", package_directory)
 
 
 def _schema() -> DictConfig:
     schema = cast(DictConfig, OmegaConf.structured(Config))
     OmegaConf.set_readonly(schema.gates, False)  # a frozen dataclass is, and its values are still to come
     return schema
-
-
-def _package_directory(name: str) -> str:
-    from importlib.util import find_spec
-
-    spec = find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"${{package:{name}}}: no package of that name is installed")
-    return str(spec.submodule_search_locations[0])
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -154,22 +156,22 @@ def _values(override: Override) -> list[str]:
         raise ConfigError(f"{override.input_line}: cannot be swept over", "list the values: flow=fp16,int8") from error
 
 
+def _matching(override: Override, own: Sequence[Path]) -> list[str]:
+    group = override.key_or_group
+    if group not in GROUPS:
+        raise ConfigError(
+            f"{override.input_line}: glob chooses among the files of a group", f"groups are {', '.join(GROUPS)}"
+        )
+    names = _names(group, own) or _names(group, [Path(package_directory(PACKAGE))])
+    found = cast(Glob, override.value()).filter(names)
+    if not found:
+        raise ConfigError(f"{override.input_line}: no {group} has such a name", suggest("", names))
+    return found
+
+
 def _opened(override: Override) -> str:
     line = cast(str, override.input_line)
     return f"++{line}" if line[0] not in "+~" and _OPEN.match(line) else line
-
-
-def _check_own_directory(path: Path) -> None:
-    if not path.is_dir():
-        raise ConfigError(f"{path}: no such config directory", "give an existing one: --config-dir DIR")
-    shipped = Path(_package_directory(PACKAGE))
-    for group in GROUPS:
-        for own in sorted((path / group).glob("*.yaml")):
-            if (shipped / group / own.name).exists():
-                raise ConfigError(
-                    f"{own}: trtforge ships a {group} of this name, which would be taken instead",
-                    f"rename the file, and choose it with {group}=NEW_NAME",
-                )
 
 
 def _own_directories(overrides: Sequence[Override], config_dirs: Sequence[Path]) -> list[Path]:
@@ -181,7 +183,7 @@ def _own_directories(overrides: Sequence[Override], config_dirs: Sequence[Path])
     paths = [str(entry).removeprefix("file://") for entry in (entries if isinstance(entries, list) else ())]
     own = [*config_dirs, *(Path(path) for path in paths if "://" not in path)]
     for path in own:
-        _check_own_directory(path)
+        check_own_directory(path)
     return own
 
 
@@ -268,9 +270,16 @@ def _where_to_correct(key: str, written: Any) -> str:
     return f"it is {written}: correct that" if isinstance(written, str) and "${" in written else SEE
 
 
+def _resolved(parent: DictConfig, key: str) -> Any:
+    node = parent._get_node(key)
+    if isinstance(node, DictConfig) and not (node._is_interpolation() or node._is_missing() or node._is_none()):
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=False)  # its siblings would take seven times
+    return OmegaConf.to_container(parent, resolve=True, throw_on_missing=False)[key]  # type: ignore[call-overload,index]
+
+
 def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any:
     # Interpolations see the whole config, so they are resolved before the node leaves it.
-    given = OmegaConf.to_container(parent, resolve=True, throw_on_missing=False)[key]  # type: ignore[call-overload,index]
+    given = _resolved(parent, key)
     typed = OmegaConf.structured(schema)
     _unfreeze(typed)
     try:
@@ -288,7 +297,10 @@ def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any
 
 
 def _choices(group: str, own: Sequence[Path]) -> list[str]:
-    directories = [Path(_package_directory(PACKAGE)), *own]
+    return _names(group, [Path(package_directory(PACKAGE)), *own])
+
+
+def _names(group: str, directories: Sequence[Path]) -> list[str]:
     return sorted({path.stem for directory in directories for path in (directory / group).glob("*.yaml")})
 
 

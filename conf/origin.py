@@ -11,7 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from conf.compose import GROUPS, PACKAGE, raw
+from conf.compose import raw
+from conf.groups import GROUPS, PACKAGE
 
 DEFAULT = "default"
 

@@ -10,8 +10,6 @@ from enum import Enum
 from math import inf
 from typing import Any, Optional
 
-from omegaconf import MISSING
-
 from stages.allowed import require
 from stages.gates import Gates
 
@@ -19,6 +17,10 @@ from stages.gates import Gates
 # in its type. `conf.compose` holds each entry against its dataclass.
 # OmegaConf reads these annotations at run time, and 2.3 knows Optional[X] everywhere but X | None only in places.
 # ruff: noqa: UP045
+
+MISSING: Any = "???"
+"""What OmegaConf calls by this name: a value that must be given. Importing it from there would cost 45 ms, which a
+build with nothing to do does not have to spend."""
 
 
 class Source(str, Enum):
@@ -100,13 +102,15 @@ class Model:
         source: `onnx` or `torch`.
         path: The ONNX file.
         entry_point: `package.module:callable` that returns the torch module.
-        weights: A safetensors file or state dict, handed to the entry point.
+        weights: A safetensors file or state dict, handed to the entry point or loaded into the module it returns.
         inputs: The torch module's inputs, in order.
+        examples: `package.module:callable` that returns example inputs of the torch module by name; null: random ones.
         profiles: Shapes by profile and input; one profile named `default` is enough.
         dims: The short form for dims that have names: `[min, opt, max]`, or one number.
         calibration: Batches for INT8.
+        ranges: INT8 ranges of the user's own: a reviewed ranges.json, or a TensorRT calibration cache.
         holdout: Inputs for validation.
-        plugins: Plugin libraries; not supported yet.
+        plugins: Plugin libraries, for backend=tensorrt: TensorRT-RTX has no plugins.
     """
 
     name: Optional[str] = None
@@ -115,9 +119,11 @@ class Model:
     entry_point: Optional[str] = None
     weights: Optional[str] = None
     inputs: dict[str, Any] = field(default_factory=dict)  # name -> TensorSpec
+    examples: Optional[str] = None
     profiles: dict[str, Any] = field(default_factory=dict)  # name -> input -> Profile
     dims: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
+    ranges: Optional[str] = None
     holdout: Holdout = field(default_factory=Holdout)
     plugins: list[str] = field(default_factory=list)
 
@@ -128,7 +134,8 @@ class Step:
 
     Attributes:
         stage: Name of the stage.
-        inputs: The stage's inputs by name: `<step>.<output>`, or `model.<onnx|weights|source|calibration|holdout>`.
+        inputs: The stage's inputs by name: `<step>.<output>`, or
+            `model.<onnx|weights|source|calibration|ranges|holdout>`.
         config: The stage's own config; checked against the stage's dataclass.
         time_limit_s: The step is stopped and failed after so many seconds. Not part of the key.
     """
@@ -176,13 +183,21 @@ class StoreConfig:
 
     Attributes:
         root: The store's directory.
-        remote: Any fsspec URL, read through and written through; not supported yet.
+        remote: What is shared with other machines: any fsspec URL, read through and written through.
+        remote_limit_s: What the remote does not do within so many seconds counts as failed.
+        lease_s: A machine that builds what others wait for and has not been heard of for so long is taken for dead.
         budget: Size that gc keeps the store below, such as `50GiB`.
     """
 
     root: str = MISSING
     remote: Optional[str] = None
+    remote_limit_s: float = 600.0
+    lease_s: float = 30.0
     budget: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.remote_limit_s < inf, "remote_limit_s", self.remote_limit_s, "finite, above 0")
+        require(0 < self.lease_s < inf, "lease_s", self.lease_s, "finite, above 0")
 
 
 @dataclass

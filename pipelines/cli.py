@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -105,14 +105,14 @@ def _with_config(function: F) -> F:
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
 def build(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool, quiet: bool, as_json: bool) -> Exit:
     """Bring the flow's outputs up to date."""
-    from conf.compose import compose, sweep
-
     if not multirun:
         found, code = _build(overrides, config_dirs, quiet, as_json)
         if as_json:
             print(json.dumps(found, indent=1))
         return code
-    combinations = sweep(overrides)
+    from conf.compose import compose, sweep
+
+    combinations = sweep(overrides, config_dirs)
     for combination in combinations:
         compose(combination, config_dirs)  # a wrong one is found before the first is built
     runs = [_build_one_of_many(combination, config_dirs, quiet, as_json) for combination in combinations]
@@ -124,20 +124,59 @@ def build(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool,
 @verbs.command()
 @verb
 @_with_config
-def status(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
+@click.option("-m", "--multirun", is_flag=True, help="Sweep, a line for each run: 'model=glob(*)' flow=fp16,int8.")
+@click.option("--remote", is_flag=True, help="Ask the remote too: what it has of this, and what it lacks.")
+def status(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool, remote: bool, as_json: bool) -> Exit:
     """Say what is cached and what is missing, and why; run nothing."""
+    if multirun and remote:
+        raise click.UsageError("--remote asks about one run: leave out -m, or --remote")
+    if multirun:
+        return _status_of_many(overrides, config_dirs, as_json)
     from pipelines.document import document, print_table
     from pipelines.session import open_session
 
     session = open_session(overrides, config_dirs, _silent, _stop)
+    compared = _compare(session) if remote else None
     if as_json:
-        print(json.dumps(document(session), indent=1))
+        print(json.dumps(document(session) | ({"remote": compared} if compared else {}), indent=1))
         return Exit.DONE
     print_table(session)
     for outcome in session.outcomes.values():
         if outcome.reason:
             print(f"{outcome.node.id}: {outcome.state}: {outcome.reason}")
+    if compared:
+        from pipelines.transfer import print_comparison
+
+        print_comparison(compared, session)
     return Exit.DONE
+
+
+def _status_of_many(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
+    from collections import Counter
+
+    from conf.compose import sweep
+    from pipelines import catalog
+
+    found: Counter[str] = Counter()
+    codes = [Exit.DONE]
+    with closing(catalog.standings(sweep(overrides, config_dirs), config_dirs, as_json, _stop)) as standings:
+        for standing in standings:
+            if as_json:  # as they come: the documents of a thousand runs are 20 MB
+                print("," if found else "[", standing.document, sep="\n")
+            else:
+                print(standing.line())
+            if standing.error:
+                _say(f"{standing.title}: {standing.error}", standing.next_step)
+                codes.append(Exit(standing.exit))
+            found[catalog.kind(standing)] += 1
+    print("]" if as_json else catalog.total(found))
+    return next((code for code in codes if code is not Exit.DONE), Exit.DONE)
+
+
+def _compare(session: Any) -> Any:
+    from pipelines.transfer import compare
+
+    return compare(session)
 
 
 @verbs.command()
@@ -156,12 +195,18 @@ def why(what: str, overrides: Sequence[str], config_dirs: Sequence[Path], as_jso
 @verbs.command("ls")
 @verb
 @_with_config
-def list_plans(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
+@click.option("--records", is_flag=True, help="List every record instead: what each step answered, latest first.")
+def list_plans(overrides: Sequence[str], config_dirs: Sequence[Path], records: bool, as_json: bool) -> Exit:
     """List the plans in the store."""
-    from pipelines.inspection import list_plans, print_plans
+    from pipelines import inspection
 
-    found = list_plans(_store(overrides, config_dirs))
-    print(json.dumps({"plans": found}, indent=1)) if as_json else print_plans(found)
+    store = _store(overrides, config_dirs)
+    if records:
+        found = inspection.list_records(store)
+        print(json.dumps({"records": found}, indent=1)) if as_json else inspection.print_records(found)
+    else:
+        found = inspection.list_plans(store)
+        print(json.dumps({"plans": found}, indent=1)) if as_json else inspection.print_plans(found)
     return Exit.DONE
 
 
@@ -169,10 +214,13 @@ def list_plans(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: b
 @verb
 @click.argument("what")
 @_with_config
-def inspect(what: str, overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
+@click.option("--ops", is_flag=True, help="List the operators of an ONNX file that the backend's parser refuses.")
+def inspect(what: str, overrides: Sequence[str], config_dirs: Sequence[Path], ops: bool, as_json: bool) -> Exit:
     """Show WHAT: a plan or an ONNX file, a key or digest of the store, or the name of a plan as `ls` prints it."""
     from pipelines.inspection import inspect, print_inspection
 
+    if ops:
+        return _inspect_operators(what, overrides, config_dirs, as_json)
     found = inspect(what, _store(overrides, config_dirs))
     print(json.dumps(found, indent=1)) if as_json else print_inspection(found)
     return Exit.DONE
@@ -213,19 +261,59 @@ def gc(
     as_json: bool,
 ) -> Exit:
     """Delete what no ref reaches, oldest first; store.budget=50GiB also limits what is kept."""
-    from artifacts.store import Store
-    from conf.compose import compose
     from pipelines import health, reporting
 
-    config = compose(overrides, config_dirs).store
+    config = _config(overrides, config_dirs).store
     limits = health.limits(older_than, config.budget)
     reporter = reporting.choose(quiet)
     try:
-        found = health.collect(Store(Path(config.root)), limits, forget, dry_run, reporter, _stop)
+        found = health.collect(_store_of(config), limits, forget, dry_run, reporter, _stop)
     finally:
         reporter.close()
     print(json.dumps(found, indent=1)) if as_json else health.print_collection(found)
     return Exit.DONE
+
+
+@verbs.command()
+@verb
+@_with_config
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
+def push(overrides: Sequence[str], config_dirs: Sequence[Path], quiet: bool, as_json: bool) -> Exit:
+    """Send what the remote lacks: every record of the store, with its objects, and the names of the plans."""
+    from pipelines import reporting, transfer
+
+    config = _config(overrides, config_dirs).store
+    reporter = reporting.choose(quiet)
+    try:
+        found = transfer.push(config, _store_of(config), reporter, _stop)
+    finally:
+        reporter.close()
+    print(json.dumps(found, indent=1)) if as_json else transfer.print_transfer(found, "push")
+    return Exit.DONE if found["ok"] else Exit.STEP_FAILED
+
+
+@verbs.command()
+@verb
+@_with_config
+@click.option("--all", "everything", is_flag=True, help="Fetch every record and name, whatever the config says.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
+def pull(overrides: Sequence[str], config_dirs: Sequence[Path], everything: bool, quiet: bool, as_json: bool) -> Exit:
+    """Fetch what the flow needs and the remote has, and build nothing."""
+    from pipelines import reporting, transfer
+    from pipelines.session import open_session
+
+    reporter = reporting.choose(quiet)
+    try:
+        if everything:
+            config = _config(overrides, config_dirs).store
+            found = transfer.pull_all(config, _store_of(config), reporter, _stop)
+        else:
+            session = open_session(overrides, config_dirs, _silent, _stop, reporter.note)
+            found = transfer.pull(session, reporter, _stop)
+    finally:
+        reporter.close()
+    print(json.dumps(found, indent=1)) if as_json else transfer.print_transfer(found, "pull")
+    return Exit.DONE if found["ok"] else Exit.STEP_FAILED
 
 
 @verbs.command()
@@ -240,14 +328,26 @@ def doctor(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool)
     return Exit.DONE
 
 
+def _inspect_operators(what: str, overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
+    from conf.compose import compose
+    from pipelines.inspection import operators, print_operators
+
+    found = operators(what, compose(overrides, config_dirs), _stop)
+    print(json.dumps(found, indent=1)) if as_json else print_operators(found)
+    return Exit.STEP_FAILED if found["refused"] else Exit.DONE
+
+
 def _build_one_of_many(
     overrides: Sequence[str], config_dirs: Sequence[Path], quiet: bool, as_json: bool
 ) -> tuple[dict[str, Any], Exit]:
     try:
         return _build(overrides, config_dirs, quiet, as_json, title=True)
     except WORDED as error:  # the others of the sweep go on
-        _say(error.what, error.next_step)
-        return _error_document(error.what, error.next_step), _code(error)
+        what, next_step, code = error.what, error.next_step, _code(error)
+    except OSError as error:  # such as a name that is too long
+        what, next_step, code = str(error), "check the paths of its config", Exit.WRONG_CALL
+    _say(what, next_step)
+    return _error_document(what, next_step), code
 
 
 def _build(
@@ -259,9 +359,11 @@ def _build(
     reporter = reporting.choose(quiet)
     _at_hard_exit.append(reporter.close)
     try:
-        session = open_session(overrides, config_dirs, _silent, _stop)
+        session = open_session(overrides, config_dirs, _silent, _stop, reporter.note)
         if not session.up_to_date:
             session.claim()
+            _fetch_first(session, reporter)
+        if not session.up_to_date:
             _run(session, reporter, overrides, config_dirs)
         session.settle()
     finally:
@@ -272,6 +374,13 @@ def _build(
         _show(session, " ".join(overrides) if title else "")
     _complain(session)
     return document(session), session.exit
+
+
+def _fetch_first(session: Any, reporter: Any) -> None:
+    if session.workshop.sharing is not None:
+        from pipelines.transfer import fetch_first
+
+        fetch_first(session, reporter, _stop)
 
 
 def _run(session: Any, reporter: Any, overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
@@ -302,11 +411,20 @@ def _complain(session: Any) -> None:
             _say(f"{outcome.node.id}: the gate says no: {refusal}", "the plan is kept, and not published")
 
 
-def _store(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any:
-    from artifacts.store import Store
+def _config(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any:
     from conf.compose import compose
 
-    return Store(Path(compose(overrides, config_dirs).store.root))
+    return compose(overrides, config_dirs)
+
+
+def _store(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any:
+    return _store_of(_config(overrides, config_dirs).store)
+
+
+def _store_of(config: Any) -> Any:
+    from artifacts.store import Store
+
+    return Store(Path(config.root))
 
 
 def _fail(code: Exit, what: str, next_step: str, as_json: bool, debug: bool = False) -> Exit:

@@ -7,11 +7,10 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime, timezone
-from functools import cache
-from importlib import metadata
+from functools import cache, partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal
@@ -22,7 +21,9 @@ from artifacts.store import Hit, Miss, Store
 from pipelines import child
 from pipelines.errors import InterruptedBuildError
 from pipelines.graph import Node
-from stages.stage import JSON, Progress, StageError
+from pipelines.sharing import Sharing, from_remote
+from stages import installed
+from stages.stage import DATA_SUFFIX, JSON, Progress, StageError
 
 NEVER_BUILT = "not built yet"
 WAITING = "waiting for "
@@ -70,6 +71,7 @@ class Workshop:
         model_facts: The facts of the model, by the names of `stages.stage.MODEL_FACTS`.
         provenance: What to note in each record beside the question.
         stop: Set when the user wants to stop.
+        sharing: What is shared with other machines; None where nothing is.
         reason: Says why a question has no answer yet.
         origins: Says where the values of a node's config came from.
     """
@@ -78,6 +80,7 @@ class Workshop:
     model_facts: Mapping[str, JSON] = field(default_factory=dict)
     provenance: Mapping[str, JSON] = field(default_factory=dict)
     stop: Event = field(default_factory=Event)
+    sharing: Sharing | None = None
     reason: Callable[[Node, Mapping[str, Any]], str] = lambda node, question: NEVER_BUILT
     origins: Callable[[Node], Mapping[str, str]] = lambda node: {}
 
@@ -94,10 +97,10 @@ class Workshop:
         return {
             "stage": node.stage.name,
             "version": node.stage.version,
-            "config": asdict(node.config),
+            "config": _plain(node.config),
             "inputs": {
-                **{name: [self._digest(path) for path in paths] for name, paths in node.files.items()},
-                **{name: upstream[before].outputs[output].digest for name, (before, output) in node.upstream.items()},
+                **{name: self._hash(paths) for name, paths in node.files.items()},
+                **{name: _digests(upstream[before], output) for name, (before, output) in node.upstream.items()},
             },
             "facts": self._facts(node),
             "tools": {tool: _version(tool) for tool in node.stage.tools},
@@ -128,8 +131,9 @@ class Workshop:
                     # Somebody else may have built it while this one waited.
                     found = self._look(node, question, mend=True)
                     if found.state == "missing":
-                        record = self._build(node, question, upstream, progress)
-                        found = replace(found, state="built", record=record, seconds=time.monotonic() - started)
+                        build = partial(self._build, node, question, upstream, progress)
+                        found = self._answer(found, build, holder, self._wait(progress))
+                        found = replace(found, seconds=time.monotonic() - started)
             return found
         except (StageError, StoreError) as error:
             what, next_step = error.what, error.next_step
@@ -150,15 +154,25 @@ class Workshop:
                     self.store.set_aside(path)
                 return Outcome(node, "missing", key, reason=reason or self.reason(node, question))
 
+    def _answer(
+        self, found: Outcome, build: Callable[[], Record], holder: str, waiting: Callable[[str], None]
+    ) -> Outcome:
+        if self.sharing is None:
+            return replace(found, state="built", record=build())
+        record, built = self.sharing.answer(found.key or "", holder, build, waiting)
+        if built:
+            return replace(found, state="built", record=record)
+        return replace(found, state="cached", record=record, reason=from_remote(self.sharing.url))
+
     def _build(
         self, node: Node, question: Mapping[str, Any], upstream: Mapping[str, Record], progress: Progress
     ) -> Record:
         inputs = {name: list(paths) for name, paths in node.files.items()}
         for name, (before, output) in node.upstream.items():
-            blob = upstream[before].outputs[output]
-            if problem := self.store.problem(blob):
+            blobs = _blobs(upstream[before], output)
+            if problem := next(filter(None, map(self.store.problem, blobs)), None):
                 raise StoreError(f"{node.id}: its input {name} is unusable: {problem}", "run the same build again")
-            inputs[name] = [self.store.path(blob)]
+            inputs[name] = [self.store.path(blob) for blob in blobs]
         with self.store.scratch() as directory:
             started = time.monotonic()
             work = child.Work(node.id, node.stage, node.config, inputs, question["facts"], directory, node.time_limit_s)
@@ -173,7 +187,7 @@ class Workshop:
                 return self._keep(node, question, result, time.monotonic() - started)
 
     def _keep(self, node: Node, question: Mapping[str, Any], result: child.Result, seconds: float) -> Record:
-        outputs = {name: self.store.add(result.out / file) for name, file in node.stage.outputs.items()}
+        outputs = {name: self.store.add(path) for name, path in node.stage.written(result.out).items()}
         record = Record(
             fields=question,
             outputs=outputs,
@@ -210,14 +224,16 @@ class Workshop:
         # The stage read the user's own files after they were hashed; a change in between would be kept under the
         # key of the old content.
         for name, paths in node.files.items():
-            if [self._digest(path) for path in paths] != question["inputs"][name]:
+            if self._hash(paths) != question["inputs"][name]:
                 raise StageError(f"{node.id}: model.{name} was changed while it was being read", "run the build again")
 
-    def _digest(self, path: Path) -> str:
+    def _hash(self, paths: Sequence[Path]) -> list[str]:
         try:
-            return self.store.memo.digest(path)
+            return self.store.memo.digests(paths)
         except OSError as error:
-            raise StoreError(f"{path}: cannot be read: {error.strerror}", "check the path in the config") from error
+            raise StoreError(
+                f"{error.filename or paths[0]}: cannot be read: {error.strerror}", "check the path in the config"
+            ) from error
 
     def _facts(self, node: Node) -> dict[str, Any]:
         known = {**self.model_facts, **(node.target.facts if node.target else {})}
@@ -232,9 +248,27 @@ class Workshop:
         return waiting
 
 
+def _blobs(record: Record, output: str) -> list[Blob]:
+    """What a step gets that takes `output`: its file, and its data file where it has one."""
+    data = record.outputs.get(output + DATA_SUFFIX)
+    return [record.outputs[output], *([data] if data else [])]
+
+
+def _digests(record: Record, output: str) -> str | list[str]:
+    """How the key of such a step names them: a single file by its digest alone."""
+    one, *data = [blob.digest for blob in _blobs(record, output)]
+    return [one, *data] if data else one
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """What `asdict` gives, of which no value is changed and so none has to be copied."""
+    values = ((each.name, getattr(config, each.name)) for each in fields(config))
+    return {name: _plain(value) if is_dataclass(value) else value for name, value in values}
+
+
 @cache
 def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        raise StageError(f"{distribution} is not installed", f"pip install {distribution}") from None
+    found = installed.version(distribution)
+    if found is None:
+        raise StageError(f"{distribution} is not installed", f"pip install {distribution}")
+    return found

@@ -140,11 +140,12 @@ def build(overrides: list[str], config_dirs: list[str] | None = None) -> Any:
     prepared = _prepared.get()
     if prepared is not None:
         return _run(*prepared)
-    session = open_session(overrides, [Path(path) for path in config_dirs or []], _silent)
-    token = _prepared.set((session, Lines()))
+    reporter = Lines()
+    session = open_session(overrides, [Path(path) for path in config_dirs or []], _silent, note=reporter.note)
+    token = _prepared.set((session, reporter))
     try:
         session.claim()
-        verdict = _run(session, Lines())
+        verdict = _run(session, reporter)
         session.settle()
         return verdict
     finally:

@@ -9,13 +9,18 @@ from typing import Any
 
 from conf.errors import ConfigError, suggest
 from conf.schema import Config, Step
+from pipelines import sources
 from pipelines.sources import Files
 from pipelines.targets import BuildTarget
 from stages import STAGES
 from stages.stage import Stage
 
 MODEL = "model"
-MODEL_INPUTS = ("onnx", "weights", "source", "calibration", "holdout")
+MODEL_INPUTS = ("onnx", "weights", "source", "calibration", "ranges", "holdout", "plugins")
+
+IMPLIED = ("passes", "plugins")
+"""Inputs that every stage gets that takes them, named by the flow or not, so that no key can lack them: the source of
+the user's own passes, and plugin libraries."""
 
 Upstream = tuple[str, str]
 """(id of a node, name of its output)"""
@@ -69,6 +74,12 @@ def is_per_target(config: Config) -> dict[str, bool]:
 def needs_fact(config: Config, fact: str) -> bool:
     """Whether any step's stage depends on `fact`."""
     return any(fact in STAGES[step.stage].facts for step in config.steps.values())
+
+
+def own_passes(config: Config) -> list[str]:
+    """The user's own passes of all steps, each `package.module.callable`."""
+    configs = (step.config for step in config.steps.values() if "passes" in STAGES[step.stage].optional)
+    return sorted({name for each in configs for name in each.own_passes})
 
 
 def expand(config: Config, targets: Sequence[BuildTarget], files: Files) -> list[Node]:
@@ -153,5 +164,14 @@ def _node(config: Config, name: str, target: BuildTarget | None, files: Files, p
                 if output in ("calibration", "holdout")
                 else f"give model.{output}",
             )
-    inputs = {given: step.inputs[given] for given in (*upstream, *own)}
+    for given in IMPLIED:
+        if given in stage.optional and given not in own and (implied := _implied(given, step, files)):
+            own[given] = implied
+    inputs = {given: step.inputs.get(given, f"{MODEL}.{given}") for given in (*upstream, *own)}
     return Node(name, stage, step.config, target, upstream, own, step.time_limit_s, inputs)
+
+
+def _implied(given: str, step: Step, files: Files) -> Sequence[Path]:
+    if given == "passes":
+        return sources.pass_modules(step.config.own_passes)
+    return files.get(given, ())

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from artifacts.digest import is_digest
 from artifacts.record import Record
 from artifacts.store import Hit, Store
 from conf.errors import ConfigError
+from conf.schema import Config
+from pipelines import child, sources
 from pipelines.document import console, in_bytes
-from stages import STAGES, plan
-from stages.stage import Job, StageError
+from stages import STAGES, backends, plan
+from stages.stage import DATA_SUFFIX, Job, StageError
+
+PLAN_MAGIC = (b"vtrt", b"ftrt")
 
 _SHORTEST = 8
 """Hex digits that a person must at least type of a key or digest."""
@@ -44,6 +51,34 @@ def print_plans(found: list[dict[str, Any]]) -> None:
     screen.print(table)
 
 
+def list_records(store: Store) -> list[dict[str, Any]]:
+    """Every record that can be read, the latest first, out of the index."""
+    from artifacts.index import Index
+
+    found = [
+        {
+            "key": summary.key,
+            "stage": summary.stage,
+            "step": summary.about.step,
+            "target": summary.about.target,
+            "model": summary.about.model,
+            "flow": summary.about.flow,
+            "built": summary.about.finished,
+            "bytes": sum(blob.bytes for blob in summary.blobs),
+        }
+        for summary in Index(store).summaries()[0].values()
+    ]
+    return sorted(found, key=lambda each: (each["built"] or "", each["key"]), reverse=True)
+
+
+def print_records(found: list[dict[str, Any]]) -> None:
+    """Prints what `list_records` found, a line for each: for `grep` and `sort`."""
+    for each in found:
+        step = f"{each['step']}[{each['target']}]" if each["target"] else each["step"]
+        name = f"{each['model']}/{each['flow']}"
+        print(f"{each['key'][:16]}  {each['built'] or '-':<25}  {in_bytes(each['bytes']):>9}  {name:<24}  {step}")
+
+
 def inspect(what: str, store: Store) -> dict[str, Any]:
     """Says what `what` is: a file (plan, ONNX), a key or digest (or its beginning), or the name of a plan.
 
@@ -66,6 +101,64 @@ def inspect(what: str, store: Store) -> dict[str, Any]:
     return _record(store, key)
 
 
+def operators(what: str, config: Config, stop: Event) -> dict[str, Any]:
+    """Which operators of the ONNX file `what` the parser of the run's backend takes; TensorRT runs in a child process.
+
+    Args:
+        what: A path, or the key or digest (or its beginning) of a record or object of the store.
+        config: The run's: its backend, its plugins and its store.
+        stop: Set when the user wants to stop.
+
+    Raises:
+        ConfigError: It is no ONNX file, the backend is not there, or has no plugins and some are given.
+        StageError: The model is no valid ONNX.
+    """
+    backend = config.backend.name
+    version = backends.installed_version(backend)
+    if version is None:
+        raise ConfigError(f"{backend} is not installed", backends.find(backend).install_hint)
+    sources.refuse_plugins(config.model, backend)
+    inputs = {"onnx": _onnx_files(what, Store(Path(config.store.root)))}
+    if config.model.plugins:
+        inputs["plugins"] = sources.plugins(config.model)
+    stage = STAGES["operators"]
+    facts = {"backend": backend, "backend_version": version}
+    with TemporaryDirectory() as directory:
+        work = child.Work("inspect", stage, stage.config(), inputs, facts, Path(directory), 600.0)
+        result = child.run(work, lambda phase, fraction: None, stop)
+        found: dict[str, Any] = json.loads((result.out / stage.outputs["operators"]).read_text())
+    return {"ok": not found["refused"], "path": str(inputs["onnx"][0]), **found}
+
+
+def _onnx_files(what: str, store: Store) -> list[Path]:
+    path: str | Path | None = Path(what) if Path(what).is_file() else _by_digest(what, store)
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            if file.read(4) not in PLAN_MAGIC:
+                return [path]
+    elif path is not None and isinstance(hit := store.lookup(path), Hit) and "onnx" in hit.record.outputs:
+        outputs = hit.record.outputs
+        return [store.path(outputs[name]) for name in ("onnx", "onnx" + DATA_SUFFIX) if name in outputs]
+    raise ConfigError(
+        f"{what}: no ONNX file, and no key or digest of one in the store {store.root}",
+        "give the path of an ONNX file, or the key of a step that makes one out of `trtforge build --json`",
+    )
+
+
+def print_operators(found: Mapping[str, Any]) -> None:
+    """Prints what `operators` found: the refused ones with their nodes, or that there are none."""
+    screen = console()
+    total = sum(found["operators"].values())
+    who = f"{found['backend']} {found['backend_version']}"
+    for each in found["refused"]:
+        line = f"{each['operator']} (node {each['node']!r}): {each['reason']}"
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    what = f"{len(found['refused'])} of {total} nodes refused" if found["refused"] else f"takes all {total} nodes"
+    screen.print(f"{who}: {what}", markup=False, highlight=False, soft_wrap=True)
+    if found["refused"]:
+        screen.print("surgery may mend it: inspect what `trtforge build flow=export` makes", highlight=False)
+
+
 def print_inspection(found: Mapping[str, Any]) -> None:
     """Prints what `inspect` found, one line per field."""
     screen = console()
@@ -73,9 +166,27 @@ def print_inspection(found: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             screen.print(f"{name}:", markup=False, highlight=False)
             for inner, content in value.items():
+                if name == "metrics" and inner == "passes":
+                    _print_passes(content)
+                    continue
                 screen.print(f"  {inner}: {_plain(content)}", markup=False, highlight=False, soft_wrap=True)
         else:
             screen.print(f"{name}: {_plain(value)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_passes(passes: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("  pass", "nodes", "bytes", "did"):
+        table.add_column(column, overflow="fold")
+    for each in passes:
+        own = {name: value for name, value in each.items() if name not in _MEASURED and value not in (0, {}, [], "ok")}
+        did = ", ".join(f"{name}: {_plain(value)}" for name, value in own.items())
+        counts = (f"{each[f'{what}_before']} -> {each[f'{what}_after']}" for what in ("nodes", "bytes"))
+        table.add_row(Text(f"  {each['pass']}"), *counts, Text(did))
+    console().print(table)
+
+
+_MEASURED = ("pass", "nodes_before", "nodes_after", "bytes_before", "bytes_after")
 
 
 def _plain(value: Any) -> str:
@@ -132,14 +243,12 @@ def _record(store: Store, key: str) -> dict[str, Any]:
 def _file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         head = file.read(4)
-    if head in (b"vtrt", b"ftrt"):
+    if head in PLAN_MAGIC:
         return {"kind": "plan", "path": str(path), **asdict(plan.read(path))}
     return {"kind": "onnx", "path": str(path), "bytes": path.stat().st_size, **_signature(path)}
 
 
 def _signature(path: Path) -> dict[str, Any]:
-    from tempfile import TemporaryDirectory
-
     stage = STAGES["signature"]
     with TemporaryDirectory() as directory:
         stage.run(Job(stage.config(), {"onnx": [path]}, {}, Path(directory)))

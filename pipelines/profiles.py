@@ -46,6 +46,46 @@ def resolve(model: Model, inputs: Sequence[Mapping[str, Any]]) -> dict[str, dict
     return {name: {i: found for i in own if (found := shapes[name, i])} for name in names} if dynamic else {}
 
 
+def named(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The inputs with a name for every dim that has neither a name nor a size: `x_0`."""
+    return [
+        {
+            **tensor,
+            "shape": [f"{tensor['name']}_{axis}" if dim is None else dim for axis, dim in enumerate(tensor["shape"])],
+        }
+        for tensor in inputs
+    ]
+
+
+def dims(inputs: Sequence[Mapping[str, Any]], resolved: Mapping[str, Mapping[str, Shapes]]) -> dict[str, list[int]]:
+    """What each named dim may be over all profiles: `[min, opt, max]`, the opt of the first.
+
+    Args:
+        inputs: The model's inputs, none of their dims None.
+        resolved: What `resolve` gave for them.
+
+    Raises:
+        ConfigError: A profile gives one dim two ranges.
+    """
+    found: dict[str, list[int]] = {}
+    for profile, shapes in resolved.items():
+        own: dict[str, list[int]] = {}
+        for tensor in inputs:
+            for axis, dim in enumerate(tensor["shape"]):
+                if isinstance(dim, int):
+                    continue
+                sizes = [shapes[tensor["name"]][which][axis] for which in ("min", "opt", "max")]
+                if own.setdefault(dim, sizes) != sizes:
+                    raise ConfigError(
+                        f"model.profiles.{profile}: dim {dim!r} is {own[dim]} in one input, {sizes} in another",
+                        "give it the same min, opt and max everywhere, or the dims different names in model.inputs",
+                    )
+        for dim, (low, opt, high) in own.items():
+            before = found.get(dim, [low, opt, high])
+            found[dim] = [min(before[0], low), before[1], max(before[2], high)]
+    return found
+
+
 def _dynamic(tensor: Mapping[str, Any]) -> bool:
     return any(not isinstance(dim, int) for dim in tensor["shape"])
 

@@ -28,12 +28,21 @@ _MODEL_FILES = {
     "weights": "model.weights",
     "source": "model.entry_point",
     "calibration": "model.calibration.path",
+    "ranges": "model.ranges",
     "holdout": "model.holdout.path",
+    "plugins": "model.plugins",
+    "passes": "steps",
 }
 _SOURCE = {"kind": "source", "order": "inputs"}
 """Parts of the fact `source` that the config calls otherwise."""
 
-_MANY = {"source": "modules of model.entry_point", "calibration": "calibration batches", "holdout": "held-out batches"}
+_MANY = {
+    "source": "modules of model.entry_point",
+    "passes": "modules of the user's own passes",
+    "plugins": "plugin libraries",
+    "calibration": "calibration batches",
+    "holdout": "held-out batches",
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def because(path: Path, then: Side, now: Side) -> str:
             return (
                 "another trtforge: " + " -> ".join(versions) if versions[0] != versions[1] else "the stage's own code"
             )
-        case ("tools", *_) | ("facts", "backend_version", *_) | ("facts", "source", "exporter", *_):
+        case ("tools", *_) | ("facts", "backend_version", *_) | ("facts", "source", "exporter" | "packages", *_):
             return "installed"
         case ("facts", "platform" | "gpu_here", *_):
             return "this machine"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING
 
 from pipelines.execute import WAITING, Outcome
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 class Reporter:
@@ -60,6 +61,9 @@ class Live(Reporter):
     """A bar per running step, on the terminal behind stderr."""
 
     def __init__(self) -> None:
+        from rich.console import Console  # 30 ms, which only a terminal needs
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
         self._lock = threading.Lock()
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
@@ -119,4 +123,4 @@ def summary(outcome: Outcome) -> str:
         case "skipped":
             return f"skipped: {outcome.reason}"
         case state:
-            return state
+            return f"{state}, {outcome.reason}" if outcome.reason else state

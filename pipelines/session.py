@@ -11,22 +11,21 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from artifacts.record import Record
 from artifacts.store import Store
-from conf.compose import compose
 from conf.errors import ConfigError
 from conf.schema import Config
-from pipelines import graph, profiles, sources, targets
+from pipelines import graph, profiles, sharing, sources, targets
+from pipelines.configs import Configs
 from pipelines.errors import Exit
 from pipelines.execute import Outcome, Workshop
 from pipelines.graph import Node
 from pipelines.targets import BuildTarget
-from stages import STAGES
+from stages import STAGES, installed
 from stages.gates import failures
 from stages.stage import JSON, Progress
 
@@ -123,18 +122,29 @@ class Session:
                 self.outcomes[name] = Outcome(outcome.node, "skipped", reason=reason)
         if self.signature is not None:  # no plan is made from it, and every run asks for it
             self.store.set_ref(f"signatures/{self.config.model.name}", self.signature)
+        refs = {}
         for target in self.targets:
             plan = self.plan(target)
             if plan is not None and plan.key:
-                self.store.set_ref(f"plans/{self._place(target)}", plan.key)
+                refs[f"plans/{self._place(target)}"] = plan.key
         for outcome in self.outcomes.values():
-            if outcome.done and outcome.record and outcome.key and outcome.node.stage.name == "publish":
+            if outcome.done and outcome.record and outcome.key and self._is_published(outcome.node):
                 place = self._place(outcome.node.target)
-                files = {outcome.node.stage.outputs[name]: blob for name, blob in outcome.record.outputs.items()}
+                files = {outcome.node.stage.file_name(name): blob for name, blob in outcome.record.outputs.items()}
                 self.store.publish(place, outcome.key, files)
-                self.store.set_ref(f"published/{place}", outcome.key)
+                refs[f"published/{place}"] = outcome.key
+        for name, key in refs.items():
+            self.store.set_ref(name, key)
+        if self.workshop.sharing and any(outcome.state == "built" for outcome in self.outcomes.values()):
+            self.workshop.sharing.send_refs(refs)
         self.store.memo.save()
         self.store.release()
+
+    def _is_published(self, node: Node) -> bool:
+        """Whether what `node` makes is for people: a plan with its manifest, or the ONNX that a flow ends with."""
+        if node.stage.name == "publish":
+            return True
+        return not self.targets and "onnx" in node.stage.outputs and node.id == self.nodes[-1].id
 
     def plan(self, target: BuildTarget) -> Outcome | None:
         """The last step that made a plan for `target` and did not merely publish it; None while there is none."""
@@ -146,9 +156,10 @@ class Session:
         ]
         return made[-1] if made else None
 
-    def published(self, target: BuildTarget) -> Path | None:
-        """The directory that the run published for `target`."""
-        done = any(o.done for o in self.outcomes.values() if o.node.target == target and o.node.stage.name == "publish")
+    def published(self, target: BuildTarget | None) -> Path | None:
+        """The directory that the run published for `target`; None for a flow that does not depend on targets."""
+        own = [o for o in self.outcomes.values() if o.node.target == target and self._is_published(o.node)]
+        done = any(o.done for o in own)
         return self.store.root / "published" / self._place(target) if done else None
 
     def validated(self, target: BuildTarget) -> bool:
@@ -174,7 +185,12 @@ class Session:
 
 
 def open_session(
-    overrides: Sequence[str], config_dirs: Sequence[Path], progress: Progress, stop: Event | None = None
+    overrides: Sequence[str],
+    config_dirs: Sequence[Path],
+    progress: Progress,
+    stop: Event | None = None,
+    note: Callable[[str], None] = lambda text: None,
+    configs: Configs | None = None,
 ) -> Session:
     """Plans a run.
 
@@ -183,37 +199,40 @@ def open_session(
         config_dirs: The user's own config directories.
         progress: Called while a model that was never seen before is read.
         stop: Set when the user wants to stop.
+        note: Told what a waiting user wants to know: that the remote is down.
+        configs: What composes; a sweep has one for all its runs.
 
     Raises:
         ConfigError: The config, or a file it names, is wrong.
         CannotBuildError: No one can build a target.
     """
-    config = compose(overrides, config_dirs)
+    configs = configs or Configs(config_dirs)
+    config = configs.compose(overrides)
     if not _NAME.fullmatch(config.model.name or ""):
         raise ConfigError(
             f"model.name={config.model.name!r}: letters, digits and ._- are allowed", "name it: model.name=NAME"
         )
-    store, model = config.store, config.model
-    given = {"store.remote": store.remote, "model.plugins": model.plugins}
-    for name in (name for name, value in given.items() if value):
-        raise ConfigError(f"{name} is not supported yet", f"leave it out: {name}=null")
     if not config.store.root:
         raise ConfigError("store.root is empty", "name a directory, or unset TRTFORGE_STORE")
     main = sources.main_file(config.model)
-    workshop = Workshop(Store(Path(config.store.root)), {}, _provenance(config, overrides), stop or Event())
+    workshop = Workshop(configs.store(Path(config.store.root)), {}, _provenance(config, overrides), stop or Event())
     chosen = targets.resolve(config) if any(graph.is_per_target(config).values()) else []
+    sources.refuse_plugins(config.model, *(target.backend for target in chosen))
     signature, key = _signature(workshop, main, progress) if main else (None, None)
+    shared = sharing.opened(config.store, workshop.store, note)
     facts = _model_facts(config, signature)
     files = sources.collect(config.model, signature)
     reasons = _reasons(workshop, overrides, config_dirs)
     workshop = replace(
         workshop,
+        sharing=shared,  # from here on: what a model looks like from outside is found out faster than fetched
         model_facts=facts,
         reason=lambda node, question: reasons()(node, question),
         origins=lambda node: reasons().origins(node),
     )
     session = Session(config, chosen, graph.expand(config, chosen, files), workshop, signature=key)
     session.look()
+    configs.keep()
     return session
 
 
@@ -242,36 +261,47 @@ def _signature(workshop: Workshop, main: Path, progress: Progress) -> tuple[Mapp
 
 
 def _model_facts(config: Config, signature: Mapping[str, Any] | None) -> dict[str, JSON]:
-    facts: dict[str, JSON] = {"source": _torch(config) if signature is None else {"kind": "onnx"}}
-    if graph.needs_fact(config, "profiles"):
-        declared = [{"name": name, "shape": tensor.shape} for name, tensor in config.model.inputs.items()]
-        facts["profiles"] = profiles.resolve(config.model, signature["inputs"] if signature else declared)
+    own_passes = graph.own_passes(config)
+    facts: dict[str, JSON] = {"pass_packages": sources.pass_packages(own_passes) if own_passes else {}}
+    if signature is None:
+        return {**facts, **_torch_facts(config)}
+    facts["source"] = {"kind": "onnx"}
+    if graph.needs_fact(config, "profiles") or config.model.profiles or config.model.dims:
+        facts["profiles"] = profiles.resolve(config.model, signature["inputs"])
+    else:  # a flow that builds nothing does without: what could use them has none
+        facts["profiles"] = {}
     return facts
 
 
-def _torch(config: Config) -> dict[str, JSON]:
+def _torch_facts(config: Config) -> dict[str, JSON]:
     if not config.model.inputs:
         raise ConfigError(
             "a torch module needs its inputs", "say their shapes: 'model.inputs={x: {shape: [batch, 3, 224, 224]}}'"
         )
+    from importlib import metadata  # where there is torch, 20 ms are nothing
+
     try:
         exporter = {name: metadata.version(name) for name in ("torch", "onnxscript", "onnx-ir")}
     except metadata.PackageNotFoundError as error:
         raise ConfigError(
             f"model.source=torch: {error.name} is not installed", "pip install 'trtforge[torch]'"
         ) from None
-    return {
+    model = config.model
+    declared = profiles.named([{"name": name, "shape": list(t.shape)} for name, t in model.inputs.items()])
+    resolved = profiles.resolve(model, declared)
+    imported = sources.packages(*sources.entry_points(model))
+    source: dict[str, JSON] = {
         "kind": "torch",
-        "entry_point": config.model.entry_point,
-        "inputs": {name: {"shape": list(t.shape), "dtype": t.dtype} for name, t in config.model.inputs.items()},
-        "dims": {
-            name: list(value) if not isinstance(value, int) else [value] * 3
-            for name, value in config.model.dims.items()
-        },
+        "entry_point": model.entry_point,
+        "examples": model.examples,
+        "inputs": {t["name"]: {"shape": t["shape"], "dtype": model.inputs[t["name"]].dtype} for t in declared},
+        "dims": profiles.dims(declared, resolved),
         # They are handed over in this order, and the canonical JSON of a key sorts names.
-        "order": list(config.model.inputs),
+        "order": list(model.inputs),
         "exporter": exporter,
+        "packages": {name: version for name, version in imported.items() if name not in exporter},
     }
+    return {"source": source, "profiles": resolved}
 
 
 def _provenance(config: Config, overrides: Sequence[str]) -> dict[str, JSON]:
@@ -287,4 +317,4 @@ def _provenance(config: Config, overrides: Sequence[str]) -> dict[str, JSON]:
 
 @cache
 def _own_version() -> str:
-    return metadata.version("trtforge")
+    return installed.version("trtforge") or "unknown"

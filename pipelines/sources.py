@@ -8,11 +8,13 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 from conf.errors import ConfigError
 from conf.schema import Model, Source
+from stages import backends
 
 BATCH_SUFFIXES = (".npz", ".npy")
 
@@ -54,50 +56,143 @@ def collect(model: Model, signature: Mapping[str, Any] | None) -> Files:
                     "keep the external files beside the ONNX file, under the names they were saved with",
                 )
     else:
-        files["source"] = modules(_entry_point(model))
+        files["source"] = modules(*entry_points(model))
         if model.weights:
             files["weights"] = [_existing("model.weights", model.weights)]
     for name, path in (("calibration", model.calibration.path), ("holdout", model.holdout.path)):
         if path:
             files[name] = _batches(f"model.{name}.path", path)
+    if model.ranges:
+        files["ranges"] = [_existing("model.ranges", model.ranges)]
+    if model.plugins:
+        files["plugins"] = plugins(model)
     return files
 
 
-def modules(entry_point: str) -> list[Path]:
-    """The Python files that decide what `package.module:callable` returns.
+def plugins(model: Model) -> list[Path]:
+    """The plugin libraries of `model`.
+
+    Raises:
+        ConfigError: One is not there.
+    """
+    return [_existing(f"model.plugins[{index}]", path) for index, path in enumerate(model.plugins)]
+
+
+def refuse_plugins(model: Model, *chosen: str) -> None:
+    """Refuses plugins where one of the `chosen` backends has none: it would find an unknown operator much later.
+
+    Raises:
+        ConfigError: One has none.
+    """
+    for backend in chosen if model.plugins else ():
+        if not backends.find(backend).takes_plugins:
+            raise ConfigError(
+                f"model.plugins: {backend} has no plugins", "build with backend=tensorrt, or leave out model.plugins"
+            )
+
+
+def pass_modules(passes: Sequence[str]) -> list[Path]:
+    """The Python files that decide what the user's own passes do, each named `package.module.callable`.
+
+    Raises:
+        ConfigError: A module cannot be found.
+    """
+    return modules(*map(_entry_point_of_pass, passes), key=_PASSES) if passes else []
+
+
+def pass_packages(passes: Sequence[str]) -> dict[str, str | None]:
+    """The versions of the installed distributions that these passes can use, onnx-graphsurgeon among them.
+
+    Raises:
+        ConfigError: A module cannot be found.
+    """
+    from importlib import metadata  # 20 ms, which only the user's own code needs
+
+    graphsurgeon = {"onnx-graphsurgeon": metadata.version("onnx-graphsurgeon")}
+    return {**packages(*map(_entry_point_of_pass, passes), key=_PASSES), **graphsurgeon}
+
+
+_PASSES = "a surgery step's passes"
+
+
+def _entry_point_of_pass(name: str) -> str:
+    module, _, function = name.replace(":", ".").rpartition(".")
+    return f"{module}:{function}"
+
+
+def modules(*entry_points: str, key: str = "model.entry_point") -> list[Path]:
+    """The Python files that decide what each `package.module:callable` returns.
 
     They are its module and, followed through their imports, the modules of its own top-level package and all that lie
     neither in the standard library nor among installed packages. Nothing is imported to find out.
 
     Raises:
-        ConfigError: The module cannot be found.
+        ConfigError: A module cannot be found.
     """
-    name = entry_point.partition(":")[0]
-    top = name.partition(".")[0]
+    found, _ = _follow(entry_points, key)
+    return [found[module] for module in sorted(found)]
+
+
+def packages(*entry_points: str, key: str = "model.entry_point") -> dict[str, str | None]:
+    """The version of each installed distribution that these files import; None for a package that is not there.
+
+    One that is missing counts, too: `try: import x` finds it once it is installed.
+
+    Raises:
+        ConfigError: A module cannot be found.
+    """
+    _, imported = _follow(entry_points, key)
+    if not imported:
+        return {}
+    from importlib import metadata
+
+    versions: dict[str, str | None] = {}
+    for package in imported:
+        names = _distributions(package)
+        versions.update({name: metadata.version(name) for name in names} if names else {package: None})
+    return versions
+
+
+def _follow(entry_points: Iterable[str], key: str) -> tuple[dict[str, Path], set[str]]:
+    """The modules of the user's own that these need, by name, and the packages of others that they import."""
+    names = [entry_point.partition(":")[0] for entry_point in entry_points]
+    tops = {name.partition(".")[0] for name in names}
     found: dict[str, Path] = {}
-    waiting = [name]
+    others: set[str] = set()
+    waiting = list(names)
     while waiting:
         module = waiting.pop()
         path = _locate(module)
         if path is None or module in found:
             continue
         found[module] = path
-        waiting += [other for other in _imports(path, module) if other.partition(".")[0] == top or _is_users(other)]
+        for other in filter(None, _imports(path, module)):
+            if other.partition(".")[0] in tops or _is_users(other):
+                waiting.append(other)
+            else:
+                others.add(other.partition(".")[0])
         waiting += [module.rpartition(".")[0]] if "." in module else []
-    if name not in found:
-        raise ConfigError(
-            f"model.entry_point: module {name!r} is not found from {Path.cwd()}",
-            "run from the directory that holds its package, or install it",
-        )
-    return [found[module] for module in sorted(found)]
+    for name in names:
+        if name not in found:
+            raise ConfigError(
+                f"{key}: module {name!r} is not found from {Path.cwd()}",
+                "run from the directory that holds its package, or install it",
+            )
+    own = {module.partition(".")[0] for module in found}
+    return found, others - own - sys.stdlib_module_names
 
 
-def _entry_point(model: Model) -> str:
-    if not model.entry_point or not all(model.entry_point.partition(":")):
-        raise ConfigError(
-            f"model.entry_point is {model.entry_point!r}", "say which: model.entry_point=package.module:callable"
-        )
-    return model.entry_point
+def entry_points(model: Model) -> list[str]:
+    """The user's own callables that a torch model names: the one that makes it, and the one that makes examples.
+
+    Raises:
+        ConfigError: None is given, or one is no `package.module:callable`.
+    """
+    given = {"entry_point": model.entry_point, **({"examples": model.examples} if model.examples else {})}
+    for key, value in given.items():
+        if not value or not all(value.partition(":")):
+            raise ConfigError(f"model.{key} is {value!r}", f"say which: model.{key}=package.module:callable")
+    return [value for value in given.values() if value]
 
 
 def _existing(key: str, text: str) -> Path:
@@ -119,9 +214,23 @@ def _batches(key: str, text: str) -> list[Path]:
 
 
 def _is_users(module: str) -> bool:
-    """Whether a module is the user's own, and neither Python's nor installed."""
-    path = _locate(module)
-    return path is not None and not any(path.is_relative_to(root) for root in _foreign_roots())
+    """Whether a module is the user's own: neither Python's, nor one of a distribution that has a version."""
+    path, top = _locate(module), module.partition(".")[0]
+    if path is None or top in sys.stdlib_module_names:
+        return False
+    return not any(path.is_relative_to(root) for root in _foreign_roots()) or not _distributions(top)
+
+
+@cache
+def _distributions(package: str) -> tuple[str, ...]:
+    """The installed distributions that the top-level `package` comes from."""
+    from importlib import metadata
+
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:  # sklearn comes from scikit-learn; to find that out takes 0.1 s
+        return tuple(sorted(set(metadata.packages_distributions().get(package, ()))))
+    return (package,)
 
 
 @cache
@@ -134,13 +243,16 @@ def _foreign_roots() -> tuple[Path, ...]:
 def _locate(module: str) -> Path | None:
     relative = Path(*module.split("."))
     for root in (Path.cwd(), *(Path(entry) for entry in sys.path if entry)):
-        for candidate in (root / relative.with_suffix(".py"), root / relative / "__init__.py"):
+        compiled = (root / f"{relative}{suffix}" for suffix in EXTENSION_SUFFIXES)
+        for candidate in (root / relative.with_suffix(".py"), root / relative / "__init__.py", *compiled):
             if candidate.is_file():
                 return candidate
     return None
 
 
 def _imports(path: Path, module: str) -> Iterable[str]:
+    if path.suffix != ".py":
+        return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))

@@ -192,6 +192,20 @@ def test_a_sweep_is_every_combination(overrides: list[str], runs: list[list[str]
     assert sweep(overrides) == runs
 
 
+def test_a_glob_is_every_file_of_the_group_that_matches() -> None:
+    assert sweep(["flow=glob(fp*)"]) == [["flow=fp16"], ["flow=fp32"]]
+    assert sweep(["flow=glob([fp*,bf*],exclude=fp32)"]) == [["flow=bf16"], ["flow=fp16"]]
+
+
+def test_a_glob_means_the_users_own_models_where_there_are_any(tmp_path: Path) -> None:
+    assert ["model=onnx"] in sweep(["model=glob(*)"], [tmp_path])
+    (tmp_path / "model").mkdir()
+    for name in ("net_b", "net_a"):
+        (tmp_path / f"model/{name}.yaml").write_text("path: x.onnx\n")
+    assert sweep(["model=glob(*)"], [tmp_path]) == [["model=net_a"], ["model=net_b"]]
+    assert sweep(["model=glob(*)", f"hydra.searchpath=['file://{tmp_path}']"])[0][0] == "model=net_a"
+
+
 def test_what_a_sweep_gives_composes() -> None:
     runs = [compose(run) for run in sweep(["flow=fp16,bf16", "steps.build.config.tf32=true,false"])]
     assert [(run.flow, run.steps["build"].config.tf32) for run in runs] == [
@@ -202,7 +216,7 @@ def test_what_a_sweep_gives_composes() -> None:
     ]
 
 
-@pytest.mark.parametrize("override", ["flow", "flow=a=b", "flow=glob(*)"])
+@pytest.mark.parametrize("override", ["flow", "flow=a=b", "model.name=glob(*)", "flow=glob(nothing*)"])
 def test_what_cannot_be_swept_over_is_refused(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         sweep([override])

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 DIGITS = Path(__file__).parents[2] / "conf/data/digits"
-SHARED = ["export", "surgery", "calibrate", "quantize"]
+SHARED = ["export", "surgery", "calibrate", "ranges", "quantize"]
 TARGETS = {"a10": "8.6", "l4": "8.9", "rtx5090": "12.0"}
 
 
@@ -61,8 +61,10 @@ def test_the_document_has_the_fields_of_the_contract_and_no_others(built):
 def test_shared_steps_run_once_and_the_others_once_per_target(forge):
     ran = forge.build("targets=[a10,l4]")
     steps = [(step["step"], step["target"]) for step in ran.document["steps"]]
-    assert steps[:4] == [(name, None) for name in SHARED]
-    assert sorted(steps[4:]) == sorted((s, t) for s in ("build", "validate", "publish") for t in ("a10", "l4"))
+    assert steps[: len(SHARED)] == [(name, None) for name in SHARED]
+    assert sorted(steps[len(SHARED) :]) == sorted(
+        (s, t) for s in ("build", "validate", "publish") for t in ("a10", "l4")
+    )
     assert set(ran.states().values()) == {"built"}
 
 
@@ -143,7 +145,7 @@ def test_a_step_that_gives_the_same_bytes_again_leaves_all_after_it_cached(built
 
 
 def test_another_question_with_the_same_answer_leaves_all_after_it_cached(built):
-    states = built.build("steps.surgery.config.fold_max_bytes=1048577", "steps.calibrate.config.max_samples=100000",
+    states = built.build("steps.surgery.config.compare_max_bytes=9999999", "steps.calibrate.config.max_samples=100000",
                          "steps.validate.config.generated_samples=9").states()  # fmt: skip
     ran = {name for name, state in states.items() if state == "built"}
     assert ran == {"surgery", "calibrate", *(f"validate[{target}]" for target in TARGETS)}

@@ -46,3 +46,9 @@ def test_a_read_only_store_is_enough(built):
     }
     assert set(built.build().states().values()) == {"cached"}
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_store_where_all_is_cached_is_not_indexed(built):
+    (built.store / "records.sqlite").unlink(missing_ok=True)
+    assert set(built.status().states().values()) == {"cached"}
+    assert not (built.store / "records.sqlite").exists()  # in a large store it would take minutes

@@ -95,7 +95,7 @@ def test_two_terminals_that_build_the_same_build_it_once(forge):
     assert [build.returncode for build in both] == [0, 0]
     documents = [json.loads(out) for out in outs]
     built = [step["key"] for document in documents for step in document["steps"] if step["state"] == "built"]
-    assert len(built) == len(set(built)) == 4 + 2 * 3
+    assert len(built) == len(set(built)) == 5 + 2 * 3
     assert documents[0]["plans"] == documents[1]["plans"]
 
 

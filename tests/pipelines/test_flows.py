@@ -106,7 +106,7 @@ def test_a_build_is_one_flow_run_with_a_task_run_per_step_that_tells_built_from_
 
     first, second = runs_of(server, forge.store)
     assert {first["state_name"], second["state_name"]} == {"Completed"}
-    shared = ["export", "surgery", "calibrate", "quantize"]
+    shared = ["export", "surgery", "calibrate", "ranges", "quantize"]
     own = ["build", "validate", "publish"]
     assert task_states(server, first) == dict.fromkeys([*shared, *(f"{name}[l4]" for name in own)], "Completed")
     assert task_states(server, second) == {
@@ -166,7 +166,7 @@ def test_the_flow_plans_its_own_session_when_a_deployment_calls_it(tmp_path, ser
 import sys
 from pipelines.flows import build
 store = "store.root=" + sys.argv[1]
-late = ["steps.surgery.time_limit_s=0.01", "steps.surgery.config.fold_max_bytes=0"]
+late = ["steps.surgery.time_limit_s=0.01", "steps.surgery.config.compare_max_bytes=0"]
 for more in ([], [], late):
     print(build(["flow=export", store, *more], return_state=True).name)
 """

@@ -58,7 +58,7 @@ def test_gc_keeps_what_was_published_and_all_it_was_made_from(built):
 
 
 def test_gc_deletes_what_nothing_reaches_and_says_how_much(built):
-    assert built.build("gates.min_cosine=0.9999999", "steps.surgery.config.fold_max_bytes=0").code in (0, 3)
+    assert built.build("gates.min_cosine=0.9999999", "steps.surgery.config.compare_max_bytes=0").code in (0, 3)
     extra = built.records()
     make_old(built)
     dry = built("gc", "--dry-run")

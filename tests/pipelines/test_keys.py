@@ -30,7 +30,7 @@ from pipelines.execute import Workshop
 from pipelines.keys import NOT_KEYED, NOT_KEYED_TOOLS, why_not_keyed
 from stages import STAGES, backends
 from stages.gpus import Gpu, Gpus
-from stages.stage import MODEL_FACTS, TARGET_FACTS
+from stages.stage import DATA_SUFFIX, MODEL_FACTS, TARGET_FACTS
 from tests.pipelines.planning import DIGITS, keys, plan, question
 
 ROOT = Path(__file__).parents[2]
@@ -73,12 +73,15 @@ def leaves(hint: Any, path: str = "", stage: str | None = None) -> list[Leaf]:
         below = [(f"{path}.{field.name}".lstrip("."), hints[field.name]) for field in fields(hint)]
         return list(itertools.chain(*(leaves(inner, name, stage) for name, inner in below)))
     if path == "steps.*.config":
-        own = ((name, STAGES[name].config) for name in STAGES if name != "signature")  # no flow has that stage
+        own = ((name, STAGES[name].config) for name in STAGES if name not in OFF_FLOW)
         return list(itertools.chain(*(leaves(config, path, name) for name, config in own)))
     if path in ENTRIES or get_origin(hint) is dict:
         return leaves(ENTRIES.get(path) or get_args(hint)[1], f"{path}.*", stage)
     return [Leaf(path, hint, stage)]
 
+
+OFF_FLOW = ("signature", "operators")
+"""Stages that no flow has: what a model looks like, and what `inspect --ops` asks."""
 
 LEAVES = leaves(schema.Config)
 
@@ -166,7 +169,9 @@ CHANGES = {
     "model.weights": moved,
     "model.calibration.path": moved,
     "model.holdout.path": moved,
+    "model.ranges": moved,
     "model.entry_point": lambda path, *_: f"{path}=examples.digits.train:main",
+    "model.examples": lambda path, *_: f"{path}=examples.digits.train:main",
     "model.inputs.*.shape": lambda path, *_: f"{path}=[batch,1,16,16]",
     "model.dims.*": lambda path, *_: f"{path}=[1,8,64]",
     "model.profiles.*.*.min": larger,
@@ -177,6 +182,10 @@ CHANGES = {
     "backend.name": lambda path, value, *_: f"{path}={'tensorrt' if value == 'tensorrt_rtx' else 'tensorrt_rtx'}",
     "steps.*.stage": lambda *_: "steps.surgery.stage=export",
     "steps.*.inputs.*": lambda *_: "steps.validate.inputs.reference=surgery.onnx",
+    "steps.*.config.passes": lambda path, *_: f"{path}=[fold]",
+    "steps.*.config.first": lambda path, *_: f"{path}=[drop_dead]",
+    "steps.*.config.then": lambda path, *_: f"{path}=[drop_dead]",
+    "model.plugins": lambda path, *_: f"{path}=[examples/digits/train.py]",
     "steps.*.config.precision": lambda path, *_: f"{path}=bf16",
     "steps.*.config.algorithm": lambda path, *_: f"{path}=percentile",
     "steps.*.config.percentile": lambda path, *_: f"{path}=99.5",
@@ -191,7 +200,7 @@ CHANGES = {
 }
 """Where another value of the type would not do."""
 
-REFUSED = ("not supported yet", "it must be 'l4'")
+REFUSED = ("has no plugins", "it must be 'l4'")
 """Words of the errors that no value of a field but one gets past."""
 
 
@@ -308,7 +317,7 @@ def test_content_order_and_number_of_calibration_files_count(store, tmp_path):
 # Code, facts and tools
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name != "signature"])
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in OFF_FLOW])
 def test_version_facts_and_tools_of_every_stage_are_in_its_keys(name, store, monkeypatch):
     scenario = {"cast": "fp16", "refit": "refit", "build": "refit"}.get(name, "int8")
     session = plan(store, SCENARIOS[scenario])
@@ -355,7 +364,9 @@ def imported(module: str) -> set[str]:
                 found.update([f"stages.{alias.name}" for alias in child.names] if own else [child.module or ""])
             walk(child)
 
-    walk(ast.parse((ROOT / f"stages/{module}.py").read_text()))
+    folder = ROOT / f"stages/{module}"
+    for path in folder.glob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
+        walk(ast.parse(path.read_text()))
     return found
 
 
@@ -433,6 +444,35 @@ def test_what_exports_a_torch_module_counts(store, package, monkeypatch, tool):
     assert torch_key(store) != earlier
 
 
+def test_the_version_of_a_package_that_the_users_module_imports_counts(store, package, monkeypatch):
+    earlier = torch_key(store)
+    monkeypatch.setitem(ABSENT, "numpy", "99.0")  # net.blocks imports it
+    assert torch_key(store) != earlier
+
+
+def test_a_package_that_is_missing_counts_once_it_is_there(store, package, monkeypatch):
+    (package / "net/blocks.py").write_text("try:\n    import faster\nexcept ImportError:\n    pass\n")
+    earlier = torch_key(store)
+    (package / "faster.py").write_text("")
+    assert torch_key(store) != earlier
+
+
+def test_the_callable_that_makes_example_inputs_and_its_source_count(store, package):
+    (package / "data.py").write_text("def one():\n    return {}\ndef other():\n    return {}\n")
+    found = {torch_key(store, f"model.examples=data:{name}") for name in ("one", "other")}
+    (package / "data.py").write_text("def one():\n    return {'x': 1}\n")
+    assert len({*found, torch_key(store), torch_key(store, "model.examples=data:one")}) == 4
+
+
+def test_the_profiles_of_a_torch_module_are_the_range_of_its_export(store, package):
+    inputs = "{x: {shape: [batch, 3]}, y: {shape: [batch, 3]}}"
+    shapes = "{min: [1,3], opt: [2,3], max: [%d,3]}"
+    found = [torch_key(store, f"model.dims.batch=[1,2,{most}]", inputs=inputs) for most in (4, 8)]
+    given = [f"{{x: {shapes % most}, y: {shapes % most}}}" for most in (4, 8)]
+    assert [torch_key(store, f"model.profiles.default={each}", inputs=inputs) for each in given] == found
+    assert found[0] != found[1]
+
+
 # What does not matter
 
 
@@ -459,6 +499,27 @@ def test_of_the_steps_before_only_their_output_counts(planned, fields, metrics, 
         assert asked[0] == asked[1]
 
 
+# Large weights, which a step hands on beside its ONNX file
+
+
+def with_data(output: str, *digests: str) -> Record:
+    names = (output, f"{output}{DATA_SUFFIX}")
+    return Record({}, {name: Blob(digest, 1) for name, digest in zip(names, digests, strict=False)})
+
+
+def test_an_onnx_file_and_its_data_file_are_both_in_the_key(store):
+    session = plan(store, ["flow=export"])
+    surgery = session.nodes[-1]
+    one, two, three = (letter * 64 for letter in "abc")
+
+    def told(*digests: str) -> Any:
+        return session.workshop.question(surgery, {"export": with_data("onnx", *digests)})["inputs"]
+
+    assert told(one) == {"onnx": one}  # as it was before there were data files
+    assert told(one, two) == {"onnx": [one, two]}
+    assert len({Record({"inputs": told(*each)}, {}).key for each in ((one,), (one, two), (one, three))}) == 3
+
+
 # What cannot be hashed
 
 
@@ -477,6 +538,6 @@ def test_a_file_that_cannot_be_read_stops_the_build(store, tmp_path):
 def test_a_model_is_never_found_by_its_name(store, tmp_path):
     shutil.copy(DIGITS / "digits.onnx", tmp_path / "net.onnx")
     named = ["model=onnx", f"model.path='{tmp_path}/net.onnx'", "model.name=digits", "flow=export"]
-    assert keys(plan(store, named)) == keys(plan(store, ["flow=export"]))
+    assert keys(plan(store, [*named, "model.dims.batch=[1,8,32]"])) == keys(plan(store, ["flow=export"]))
     onnx.save(network(), tmp_path / "net.onnx")
     assert keys(plan(store, named))["export"] != keys(plan(store, ["flow=export"]))["export"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from conf.compose import compose
 from conf.errors import ConfigError
 from conf.schema import Model, Profile
-from pipelines.profiles import resolve, spell
+from pipelines.profiles import dims, named, resolve, spell
 
 IMAGE = {"name": "x", "dtype": "float32", "shape": ["batch", 3, "side", "side"]}
 MASK = {"name": "mask", "dtype": "bool", "shape": ["batch"]}
@@ -91,3 +91,38 @@ def test_the_suggested_override_can_be_typed_whatever_the_input_is_called(name):
     override = refused.value.next_step.removeprefix("give their shapes: ").strip("'")
     config = compose(["model=onnx", "model.path=net.onnx", override])
     assert resolve(config.model, [tensor])["default"][name]["opt"] == [8, 3]
+
+
+X = {"name": "x", "shape": ["batch", 3, None]}
+Y = {"name": "y", "shape": ["batch", "length"]}
+
+
+def ranges(inputs, **profiles):
+    chosen = {
+        name: {i: Profile(*([size[which] if isinstance(size, tuple) else size for size in shape] for which in range(3)))
+               for i, shape in shapes.items()}
+        for name, shapes in profiles.items()
+    }  # fmt: skip
+    declared = named(inputs)
+    return dims(declared, resolve(Model(profiles=chosen), declared))
+
+
+def test_dims_vary_as_far_as_all_profiles_together_say():
+    found = ranges(
+        [X, Y],
+        default={"x": [(1, 4, 8), 3, 7], "y": [(1, 4, 8), (1, 5, 9)]},
+        large={"x": [(2, 16, 32), 3, (6, 7, 8)], "y": [(2, 16, 32), 9]},
+    )
+    assert found == {"batch": [1, 4, 32], "x_2": [6, 7, 8], "length": [1, 5, 9]}
+
+
+def test_the_short_form_gives_the_same_dims():
+    assert dims([Y], resolve(Model(dims={"batch": [1, 8, 32], "length": 7}), [Y])) == {
+        "batch": [1, 8, 32],
+        "length": [7, 7, 7],
+    }
+
+
+def test_one_dim_with_two_ranges_in_one_profile_is_refused():
+    with pytest.raises(ConfigError, match=r"default: dim 'batch' is \[1, 4, 8\] in one input, \[1, 4, 9\] in another"):
+        ranges([X, Y], default={"x": [(1, 4, 8), 3, 7], "y": [(1, 4, 9), 5]})

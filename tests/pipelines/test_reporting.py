@@ -61,7 +61,7 @@ def test_json_is_one_document_and_everything_else_goes_to_stderr(forge):
 def test_the_table_has_a_row_per_step_and_then_a_line_per_plan(built):
     lines = built("build").out.splitlines()
     assert lines[0].split() == ["step", "target", "state", "seconds", "size"]
-    assert len(lines) == 1 + 4 + 3 * 3 + 3
+    assert len(lines) == 1 + 5 + 3 * 3 + 3
     for line, target in zip(lines[-3:], ("a10", "l4", "rtx5090"), strict=True):
         assert line.startswith(f"{target}: ")
         assert line.endswith("model.plan (validated)")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sysconfig
+from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
 import pytest
 
 from conf.errors import ConfigError
 from conf.schema import Calibration, Model, Source
-from pipelines.sources import collect, modules
+from pipelines import sources
+from pipelines.sources import collect, modules, packages
 
 
 @pytest.fixture
@@ -49,6 +55,39 @@ def test_a_module_that_is_not_there_or_does_not_parse_is_named(package):
         modules("net.model:load")
 
 
+def test_a_module_that_is_installed_without_a_version_counts_like_the_users_own(package, monkeypatch):
+    site = Path(sysconfig.get_path("purelib"))
+    monkeypatch.setattr(sources, "_foreign_roots", lambda: (site, package / "site"))
+    monkeypatch.syspath_prepend(str(package / "site"))
+    (package / "site").mkdir()
+    (package / "site/dropped_in.py").write_text("import compiled_by_hand\n")
+    compiled = package / "site" / f"compiled_by_hand{EXTENSION_SUFFIXES[0]}"
+    compiled.write_bytes(b"\x7fELF")
+    (package / "single.py").write_text("import dropped_in\n")
+    assert modules("single:load") == [compiled, package / "site/dropped_in.py", package / "single.py"]
+    assert packages("single:load") == {}
+
+
+def test_packages_of_others_count_by_the_version_of_their_distribution(package):
+    (package / "net/blocks.py").write_text("import os, numpy.linalg, yaml, nowhere.at.all\nfrom . import other\n")
+    assert packages("net.model:load") == {
+        "numpy": metadata.version("numpy"),
+        "PyYAML": metadata.version("PyYAML"),
+        "nowhere": None,
+    }
+
+
+def test_the_module_of_the_examples_counts_as_that_of_the_entry_point_does(package):
+    (package / "data.py").write_text("import yaml\n")
+    assert package / "data.py" in modules("net.model:load", "data:examples")
+    assert "PyYAML" in packages("net.model:load", "data:examples")
+    model = Model(source=Source.torch, entry_point="net.model:load", examples="data:examples")
+    assert package / "data.py" in collect(model, None)["source"]
+    model.examples = "data"
+    with pytest.raises(ConfigError, match=r"model\.examples is 'data'"):
+        collect(model, None)
+
+
 def test_a_torch_model_is_source_and_weights(package):
     (package / "w.safetensors").write_bytes(b"w")
     files = collect(Model(source=Source.torch, entry_point="net.blocks:load", weights="w.safetensors"), None)
@@ -82,6 +121,16 @@ def test_a_directory_of_batches_is_taken_by_name_and_nothing_else_in_it(tmp_path
     (tmp_path / "net.onnx").write_bytes(b"")
     model = Model(path=str(tmp_path / "net.onnx"), calibration=Calibration(path=str(tmp_path)))
     assert [path.name for path in collect(model, {"external_data": []})["calibration"]] == ["1.npy", "10.npz", "2.npz"]
+
+
+def test_ranges_of_the_users_own_are_a_file_of_the_model(tmp_path):
+    for name in ("net.onnx", "own.json"):
+        (tmp_path / name).write_bytes(b"")
+    model = Model(path=str(tmp_path / "net.onnx"), ranges=str(tmp_path / "own.json"))
+    assert collect(model, {"external_data": []})["ranges"] == [tmp_path / "own.json"]
+    model.ranges = str(tmp_path / "gone.json")
+    with pytest.raises(ConfigError, match=r"model\.ranges=.*gone\.json: no such file"):
+        collect(model, {"external_data": []})
 
 
 def test_a_directory_without_batches_is_refused(tmp_path):

@@ -35,6 +35,15 @@ def test_status_for_people_gives_reasons(built):
     assert "build[a10]: missing: not built yet" in ran.out or "waits for" in ran.out
 
 
+def test_ls_lists_every_record_the_latest_first(built):
+    records = built("ls", "--records", "--json").document["records"]
+    assert {each["key"] for each in records} == built.records()
+    assert [each["built"] for each in records] == sorted((each["built"] for each in records), reverse=True)
+    lines = built("ls", "--records").out.splitlines()
+    assert [line[:16] for line in lines] == [each["key"][:16] for each in records]
+    assert ["digits/int8", "build[l4]"] in [line.split()[-2:] for line in lines]
+
+
 def test_ls_names_every_plan(built):
     plans = json.loads(built("ls", "--json").out)["plans"]
     assert [plan["name"].split("/")[:2] for plan in plans] == [

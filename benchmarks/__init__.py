@@ -1,0 +1,1 @@
+"""What the house costs, in ratios: `make bench-store`."""
