@@ -8,17 +8,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stages import build, calibrate, cast, export, publish, quantize, refit, signature, surgery, validate
+from stages import (
+    build,
+    calibrate,
+    cast,
+    export,
+    operators,
+    publish,
+    quantize,
+    ranges,
+    refit,
+    signature,
+    surgery,
+    validate,
+)
 from stages.stage import Stage
 
 STAGES: Mapping[str, Stage[Any]] = {
     module.STAGE.name: module.STAGE
     for module in (
         signature,
+        operators,
         export,
         surgery,
         cast,
         calibrate,
+        ranges,
         quantize,
         build,
         refit,

@@ -9,9 +9,9 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
+from stages import installed
 from stages.gpus import Gpus, capability
 from stages.stage import StageError
 
@@ -35,6 +35,7 @@ class Backend:
         takes_compute_capability: Whether the builder config must be told the target.
         refit_flag_since: The first version whose serialization flags have `INCLUDE_REFIT`.
         buildable: The capabilities it builds for; None: that of any GPU it runs on.
+        takes_plugins: Whether its networks can hold the user's own layers.
         install_hint: What a user does who does not have it.
     """
 
@@ -51,6 +52,7 @@ class Backend:
     takes_compute_capability: bool
     refit_flag_since: str
     buildable: tuple[str, ...] | None
+    takes_plugins: bool
     install_hint: str
 
 
@@ -72,6 +74,8 @@ BACKENDS: Mapping[str, Backend] = {
         takes_compute_capability=True,
         refit_flag_since="1.7",
         buildable=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+        # It has a registry, and no way to put a plugin into a network.
+        takes_plugins=False,
         install_hint="pip install 'tensorrt-rtx>=1.7,<1.8' (from the public index; no GPU needed)",
     ),
     "tensorrt": Backend(
@@ -91,6 +95,7 @@ BACKENDS: Mapping[str, Backend] = {
         takes_compute_capability=False,
         refit_flag_since="10.14",
         buildable=None,
+        takes_plugins=True,
         install_hint="pip install 'trtforge[tensorrt]' with NVIDIA's package index as an extra index",
     ),
 }
@@ -110,10 +115,8 @@ def find(backend: str) -> Backend:
 def installed_version(backend: str) -> str | None:
     """The full version that is installed, such as `1.7.1.116`; None where it is not installed."""
     for distribution in find(backend).distributions:
-        try:
-            return re.sub(r"\.post\d+$", "", metadata.version(distribution))
-        except metadata.PackageNotFoundError:
-            continue
+        if found := installed.version(distribution):
+            return re.sub(r"\.post\d+$", "", found)
     return None
 
 

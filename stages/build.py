@@ -71,9 +71,10 @@ def build(job: Job[BuildConfig]) -> Metrics:
     refit = "none" if refit_reason else job.config.refit
 
     job.progress("parse", None)
-    model = network.read_model(job.file("onnx"))
+    model = network.read_model(job.inputs["onnx"])
     builder = _Builder(trt, backend, compute_capability, job.progress)
-    seconds = {"parse": _timed(lambda: builder.parse(model, job.file("onnx").parent, facts["profiles"]))}
+    network.load_plugins(builder.builder.get_plugin_registry(), job.inputs.get("plugins", ()))
+    seconds = {"parse": _timed(lambda: builder.parse(model, facts["profiles"]))}
     builder.configure(job.config, refit)
     destination = job.out / "model.plan"
     seconds["build"] = _timed(lambda: builder.write_plan(destination))
@@ -111,7 +112,7 @@ class _Builder:
     """Holds everything that one build needs until the plan is written.
 
     NOTE: TensorRT's objects do not keep each other alive: a parser whose network was collected ends the process with a
-    segmentation fault. So logger, builder, network, parser, config, profiles, monitor and the model's bytes stay here.
+    segmentation fault. So logger, builder, network, parser, config, profiles, monitor and the model stay here.
     """
 
     def __init__(self, trt: Any, backend: str, compute_capability: str, progress: Progress) -> None:
@@ -128,9 +129,9 @@ class _Builder:
         self.monitor = _monitor(trt, progress)
         self.kept: list[Any] = []
 
-    def parse(self, model: bytes, directory: Path, profiles_fact: Any) -> None:
+    def parse(self, model: network.Model, profiles_fact: Any) -> None:
         self.kept.append(model)
-        network.parse(self.trt, self.parser, self.network, model, directory)
+        network.parse(self.parser, self.network, model)
         inputs = [self.network.get_input(index) for index in range(self.network.num_inputs)]
         for tensor in inputs:
             _refuse_shape_tensor(tensor)
@@ -250,6 +251,7 @@ STAGE = Stage(
     config=BuildConfig,
     run=build,
     inputs=("onnx",),
+    optional=("plugins",),
     outputs={"plan": "model.plan"},
     facts=("backend", "backend_version", "compute_capability", "gpu", "platform", "profiles"),
     # Whether a plan comes out refittable can depend on a GPU being there; any other plan does not.

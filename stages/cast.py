@@ -52,7 +52,7 @@ def cast(job: Job[CastConfig]) -> Metrics:
         StageError: A pattern without a node, or a model whose types cannot be inferred.
     """
     config = job.config
-    model = onnx_file.read(job.file("onnx"))
+    model = onnx_file.read(job.inputs["onnx"])
     onnx_graph.adopt_weights(model)
     onnx_graph.adopt_constants(model.graph)
     onnx_graph.sort(model.graph)
@@ -79,7 +79,7 @@ def _needed_opset(model: ModelProto, precision: str) -> int:
 
 STAGE = Stage(
     name="cast",
-    version=1,
+    version=2,
     config=CastConfig,
     run=cast,
     inputs=("onnx",),

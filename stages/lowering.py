@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stages import onnx_graph, onnx_shapes
+from stages import onnx_file, onnx_graph, onnx_shapes
 from stages.quantization import is_weighted
 from stages.stage import StageError
 
@@ -152,7 +152,6 @@ class _Lowering:
     def _fit(self, node: NodeProto, slots: set[int]) -> bool:
         """Whether each constant among the inputs survives: no overflow, no scale or scalar that becomes 0."""
         import numpy as np
-        from onnx import numpy_helper
 
         for index in slots:
             name = node.input[index]
@@ -163,8 +162,8 @@ class _Lowering:
                 return False
             is_scale = index == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear")
             if is_scale or not self._weights[name].dims:
-                exact = numpy_helper.to_array(self._weights[name])
-                if np.any((exact != 0) & (numpy_helper.to_array(converted) == 0)):
+                exact = onnx_file.array(self._weights[name])
+                if np.any((exact != 0) & (onnx_file.array(converted) == 0)):
                     return False
         return True
 
@@ -174,7 +173,7 @@ class _Lowering:
         from onnx import helper, numpy_helper
 
         if name not in self._converted:
-            exact = numpy_helper.to_array(self._weights[name])
+            exact = onnx_file.array(self._weights[name])
             with np.errstate(over="ignore"):
                 low = np.asarray(exact.astype(helper.tensor_dtype_to_np_dtype(self._low)))
             overflows = np.any(np.isfinite(exact) & ~np.isfinite(low.astype(np.float32)))

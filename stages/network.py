@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import onnx_file
+from stages import onnx_data, onnx_file
 from stages.builder_log import plain
 from stages.onnx_check import check_structure
 from stages.stage import StageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import onnx
 
 _MOST_NODES_NAMED = 5
 """A model with one unsupported operator often has it 45 times."""
 
 
-def read_model(path: Path) -> bytes:
+@dataclass(frozen=True)
+class Model:
+    """A model for TensorRT's parsers, which copy no weights: keep it until the build or the refit returns.
+
+    Attributes:
+        content: The serialized model without the weights that lie in external files.
+        weights: These, as ONNX stores them, by name; mapped, not read.
+    """
+
+    content: bytes
+    weights: Mapping[str, npt.NDArray[np.uint8]]
+
+
+def read_model(paths: Sequence[Path]) -> Model:
     """Reads and checks an ONNX model, and gives each unnamed dynamic dimension a name of its own.
 
-    Returns:
-        The model for the parser. TensorRT does not copy weights: keep these bytes until the build returns.
+    Args:
+        paths: The ONNX file, and its data where it has any.
 
     Raises:
         StageError: The model is no valid ONNX. Operators that ONNX does not know are left to the parser.
     """
-    model = onnx_file.read(path)
+    model = onnx_file.read(paths)
     check_structure(model)
     name_dimensions(model)
-    onnx_file.require_one_file(model, "the model")
-    content: bytes = model.SerializeToString()
-    return content
+    onnx_file.require_one_file(model, "the model without its external data")
+    external = [tensor for tensor in model.graph.initializer if onnx_data.is_external(tensor)]
+    return Model(model.SerializeToString(), {tensor.name: onnx_data.mapped(tensor) for tensor in external})
 
 
 def name_dimensions(model: onnx.ModelProto) -> None:
@@ -47,19 +64,33 @@ def name_dimensions(model: onnx.ModelProto) -> None:
                 taken.add(dim.dim_param)
 
 
-def parse(trt: Any, parser: Any, network: Any, model: bytes, directory: Path) -> None:
+def parse(parser: Any, network: Any, model: Model) -> None:
     """Parses `model` into `network`.
 
     Raises:
         StageError: The parser refuses it: names operator, node and reason. Or the network came out empty.
     """
-    if not parser.parse(model, str(directory / "model.onnx")):
+    load(parser, model)
+    if not parser.parse_model_proto():
         raise parser_error(parser)
     if network.num_outputs == 0 or network.num_layers == 0:
         raise StageError(
             f"the model gives a network of {network.num_layers} layers and {network.num_outputs} outputs",
             "give a model that computes something",
         )
+
+
+def load(parser: Any, model: Model) -> None:
+    """Hands `model` to an `OnnxParser` or `OnnxParserRefitter`.
+
+    Raises:
+        StageError: The parser cannot read it, or refuses a weight.
+    """
+    if not parser.load_model_proto(model.content):
+        raise parser_error(parser)
+    for name, values in model.weights.items():
+        if not parser.load_initializer(name, values.ctypes.data, values.nbytes):
+            raise parser_error(parser)
 
 
 def parser_error(parser: Any) -> StageError:
@@ -79,13 +110,41 @@ def _free_name(wanted: str, taken: set[str]) -> str:
     return wanted
 
 
-def _describe(error: Any) -> str:
+def load_plugins(registry: Any, paths: Sequence[Path]) -> None:
+    """Makes the plugins of these libraries known to `registry`, and so to the parsers and engines that use it.
+
+    Raises:
+        StageError: One is no library that can be loaded.
+    """
+    for path in paths:
+        try:
+            loaded = registry.load_library(str(path))
+        except Exception as error:  # what the bindings raise differs between versions
+            raise _no_plugin(path, onnx_file.first_line(error)) from error
+        if loaded is None:
+            raise _no_plugin(path, "TensorRT gives no reason; its log says more")
+
+
+def _no_plugin(path: Path, why: str) -> StageError:
+    return StageError(
+        f"plugin library {path} cannot be loaded: {why}",
+        "build it for this machine and this version of TensorRT, with every library that it links to",
+    )
+
+
+def reason_of(error: Any) -> str:
+    """Why the parser refuses a node."""
     reason, code = plain(error.desc()), error.code().name
     if reason in ("", "false"):
         # Operators that the parser knows and refuses have the whole reason in the code.
         reason = code.lower().replace("_", " ")
-    if "Plugin not found" in reason:
+    if "Plugin not found" in reason or "was not found in plugin registry" in reason:
         reason = "no such operator in TensorRT's parser, nor a plugin of that name"
+    return reason
+
+
+def _describe(error: Any) -> str:
+    reason, code = reason_of(error), error.code().name
     if not error.node_operator():
         return f"{code}: {reason}"
     name = error.node_name() or f"number {error.node()}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
-from stages import onnx_file
+from stages import onnx_data, onnx_file
 from stages.stage import StageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ UNREGISTERED = "trtforge.unregistered"
 
 
 def check_structure(model: onnx.ModelProto) -> list[str]:
-    """Runs ONNX's checker over `model`, which is as it was afterwards, but for operators that ONNX does not know.
+    """Runs ONNX's checker over `model`, but for operators that ONNX does not know and for the values of its weights.
 
     TensorRT finds its plugins by the operator's name alone, so exporters write them into any domain, the default one
     included; whether a plugin is there is the builder's question. A model that the checker refuses, on the other hand,
@@ -36,47 +36,58 @@ def check_structure(model: onnx.ModelProto) -> list[str]:
     for node in onnx_file.iter_nodes(model):
         if not node.output:
             raise StageError(f"node '{node.name}' ({node.op_type}) has no outputs", "remove it: nothing reads it")
-    unregistered = list(_iter_unregistered(model))
+    for tensor in model.graph.initializer:
+        _check_size(tensor)
+    light = _weightless(model)
+    onnx_file.require_one_file(light, "the model without its initializers")
+    unregistered = list(_iter_unregistered(light))
     names = sorted({_operator(node) for node in unregistered})
+    _set_aside(light, unregistered)
+    _shape_outputs(light)
     try:
-        with _set_aside(model, unregistered), _shaped_outputs(model):
-            onnx.checker.check_model(model)
+        onnx.checker.check_model(light)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise StageError(f"the model breaks ONNX's rules: {_plain(error)}", "export the model again") from error
     return names
 
 
-@contextmanager
-def _set_aside(model: onnx.ModelProto, unregistered: list[onnx.NodeProto]) -> Iterator[None]:
-    """While it lasts, these nodes stand in a domain that the checker does not look into."""
-    before = [node.domain if node.HasField("domain") else None for node in unregistered]
-    bodies = (model, *model.functions)
-    for body in bodies:
+def _weightless(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` whose heavy initializers are empty: the checker takes whole models of up to 2 GiB only."""
+    light = onnx_file.without_initializers(model)
+    for tensor in model.graph.initializer:
+        if not onnx_data.is_external(tensor) and not tensor.HasField("raw_data"):
+            light.graph.initializer.append(tensor)  # the checker knows which field goes with which type
+            continue
+        empty = onnx_data.described(tensor)
+        empty.dims[:] = [0]
+        light.graph.initializer.append(empty)
+    return light
+
+
+def _check_size(tensor: onnx.TensorProto) -> None:
+    """Holds raw values to the shape, which the checker does not."""
+    needed = onnx_file.nbytes(tensor)
+    if tensor.HasField("raw_data") and len(tensor.raw_data) != needed:
+        raise StageError(
+            f"weights '{tensor.name}' of shape {list(tensor.dims)} cannot be read: they have {len(tensor.raw_data)} "
+            f"bytes instead of {needed}",
+            "export or download the model again",
+        )
+
+
+def _set_aside(model: onnx.ModelProto, unregistered: list[onnx.NodeProto]) -> None:
+    """Puts these nodes into a domain that the checker does not look into."""
+    for body in (model, *model.functions):
         body.opset_import.add(domain=UNREGISTERED, version=1)
     for node in unregistered:
         node.domain = UNREGISTERED
-    try:
-        yield
-    finally:
-        for body in bodies:
-            del body.opset_import[-1]
-        for node, domain in zip(unregistered, before, strict=True):
-            # An empty domain and none are two serializations, and the bytes of the model must not change.
-            node.ClearField("domain") if domain is None else setattr(node, "domain", domain)
 
 
-@contextmanager
-def _shaped_outputs(model: onnx.ModelProto) -> Iterator[None]:
-    """While it lasts, every output has a shape: the checker wants one, ONNX Runtime and TensorRT do not."""
-    types = (output.type.tensor_type for output in model.graph.output if output.type.HasField("tensor_type"))
-    bare = [tensor_type for tensor_type in types if not tensor_type.HasField("shape")]
-    for tensor_type in bare:
-        tensor_type.shape.SetInParent()
-    try:
-        yield
-    finally:
-        for tensor_type in bare:
-            tensor_type.ClearField("shape")
+def _shape_outputs(model: onnx.ModelProto) -> None:
+    """Gives every output a shape: the checker wants one, ONNX Runtime and TensorRT do not."""
+    for output in model.graph.output:
+        if output.type.HasField("tensor_type") and not output.type.tensor_type.HasField("shape"):
+            output.type.tensor_type.shape.SetInParent()
 
 
 def _iter_unregistered(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -112,38 +123,53 @@ def refuse_nonfinite_weights(model: onnx.ModelProto) -> None:
     """
     import numpy as np
 
-    for name, values in _iter_constants(model):
-        if np.isfinite(values).all():
+    for name, constant in _iter_constants(model):
+        if all(np.isfinite(values).all() for values in constant()):
             continue
-        nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-        is_mask = bool(((values == 0) | (values == -np.inf)).all())
-        if nan or not (values.size == 1 or is_mask):
+        size = nan = infinite = others = 0
+        for values in constant():
+            size += values.size
+            nan += int(np.isnan(values).sum())
+            infinite += int(np.isinf(values).sum())
+            others += int(((values != 0) & (values != -np.inf)).sum())
+        if nan or (size > 1 and others):
             raise StageError(
-                f"weights '{name}' are not finite: {nan} NaN and {infinite} infinite of {values.size} values",
+                f"weights '{name}' are not finite: {nan} NaN and {infinite} infinite of {size} values",
                 "the training diverged or the file is damaged: export a good checkpoint",
             )
 
 
-def _iter_constants(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
+Constant: TypeAlias = "Callable[[], Iterator[np.ndarray]]"
+"""Gives the values of a constant, piece by piece, as often as it is called."""
+
+
+def _iter_constants(model: onnx.ModelProto) -> Iterator[tuple[str, Constant]]:
     """Every floating-point constant of `model`, narrow types widened to float32."""
     import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     for name, tensor in onnx_file.iter_tensors(model):
-        try:
-            kind = TensorProto.DataType.Name(tensor.data_type)
-            if "FLOAT" in kind or kind == "DOUBLE":
-                array = numpy_helper.to_array(tensor)
-                yield name, array if array.dtype.kind == "f" else array.astype(np.float32)
-        except (ValueError, TypeError) as error:
-            raise StageError(
-                f"weights '{name}' of shape {list(tensor.dims)} cannot be read: {onnx_file.first_line(error)}",
-                "export or download the model again",
-            ) from error
+        kind = TensorProto.DataType.Name(tensor.data_type)
+        if "FLOAT" in kind or kind == "DOUBLE":
+            yield name, partial(_widened, name, tensor)
     for node in onnx_file.iter_nodes(model):
         for attribute in node.attribute if node.op_type == "Constant" else ():
             if attribute.name in ("value_float", "value_floats"):
-                yield node.output[0], np.asarray(helper.get_attribute_value(attribute), np.float32)
+                floats = np.asarray(helper.get_attribute_value(attribute), np.float32)
+                yield node.output[0], lambda floats=floats: iter([floats])  # type: ignore[misc]
+
+
+def _widened(name: str, tensor: onnx.TensorProto) -> Iterator[np.ndarray]:
+    import numpy as np
+
+    try:
+        for values in onnx_data.pieces(tensor):
+            yield values if values.dtype.kind == "f" else values.astype(np.float32)
+    except (ValueError, TypeError) as error:
+        raise StageError(
+            f"weights '{name}' of shape {list(tensor.dims)} cannot be read: {onnx_file.first_line(error)}",
+            "export or download the model again",
+        ) from error
 
 
 def require_opset(model: onnx.ModelProto, opset: int, next_step: str) -> None:

@@ -1,15 +1,19 @@
 """ONNX files in and out, with errors in plain words, and the walks over a model that every stage needs.
 
-Between stages a model is one self-contained file: 2 GiB is what protobuf can hold in one message.
+Between stages a model is `model.onnx`, and where its weights are large `model.onnx.data` beside it: protobuf holds no
+more than 2 GiB in one message. Large weights are not read with the model: see `stages.onnx_data`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.stage import StageError
+from stages import onnx_data
+from stages.onnx_data import array as array
+from stages.onnx_data import nbytes as nbytes
+from stages.stage import DATA_SUFFIX, StageError
 
 if TYPE_CHECKING:
     import onnx
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2**31 - 1
 """The largest message that protobuf serializes."""
+
+ONE_FILE_BYTES = 1 << 28
+"""Up to so many bytes of values (256 MiB) a model is written as one file, which every tool opens; beyond, its weights
+go to a data file. What is inline is held about three times while it is read and checked: less than 1 GiB, then."""
 
 MISTAKEN_FOR_ONNX: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the model itself", "fetch the file: git lfs pull"),
@@ -31,49 +39,69 @@ TEXT = frozenset(b"\t\r\n" + bytes(range(32, 127)))
 """Bytes of plain text; an ONNX file starts with others."""
 
 
-def read(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
-    """Reads the ONNX file at `path`.
+def read(paths: Path | Sequence[Path], *, external_data: bool = True) -> onnx.ModelProto:
+    """Reads an ONNX file.
+
+    Initializers above 1 KiB that lie in external files are not read: they stay external, pinned to where they are (see
+    `stages.onnx_data`), and `array` gives their values. All other tensors hold their values themselves.
 
     Args:
-        path: The file; its external data lies in the same directory or below it.
-        external_data: Whether tensors kept in external files are loaded too.
+        paths: The ONNX file, its external data in the same directory or below it; or the ONNX file and its external
+            files in the order of `external_locations`, wherever they lie.
+        external_data: Whether external tensors are looked at at all.
 
     Raises:
-        StageError: The file is missing, empty, damaged, no ONNX, or its external data is missing or leaves the
-            file's directory.
+        StageError: The file is missing, empty, damaged, no ONNX, or its external data is missing, too short, of another
+            size than the model says, or leaves the file's directory.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    content = _read_bytes(path)
-    try:
-        model = onnx.load_model_from_string(content)
-    except DecodeError:
-        raise _no_onnx(path, content) from None
-    if not model.graph.output or not model.opset_import:
-        raise StageError(
-            f"{path}: not an ONNX model, or a truncated one: it has {len(model.graph.output)} outputs and "
-            f"{len(model.opset_import)} opsets, and needs at least one of each",
-            "give a whole ONNX file that has a graph",
-        )
-    if not _is_text(model):
-        raise StageError(f"{path}: a damaged ONNX file: some names in it are not text", "download or export it again")
+    path, *data = [paths] if isinstance(paths, Path) else paths
+    model = _parse(path)
     if external_data:
-        _load_external_data(model, path)
+        _pin(model, path, data)
     return model
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Writes `model` to `path` as one file.
+    """Writes `model` to `path`, and its weights to `<path>.data` where all its values exceed `ONE_FILE_BYTES`.
+
+    The bytes depend on the model alone, not on where its tensors came from. Weights are copied from file to file, so
+    that memory does not grow with them; `model` stays as it is.
 
     Raises:
-        StageError: The model would be larger than 2 GiB.
+        StageError: What is left in the model itself would be larger than 2 GiB.
     """
+    tensors = [tensor for _, tensor in iter_tensors(model)]
+    if sum(map(nbytes, tensors)) > ONE_FILE_BYTES:
+        model = _with_data_file(model, path.with_name(path.name + DATA_SUFFIX))
+    elif any(map(onnx_data.is_external, tensors)):
+        model = inlined(model)
+    require_one_file(model, "the model")
+    path.write_bytes(model.SerializeToString())
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` that holds all its values itself; one beyond 2 GiB cannot be serialized."""
+    whole = without_initializers(model)
+    whole.graph.initializer.extend(
+        onnx_data.inlined(tensor) if onnx_data.is_external(tensor) else tensor for tensor in model.graph.initializer
+    )
+    return whole
+
+
+def size(model: onnx.ModelProto) -> int:
+    """The bytes of `model` and of the external values that it names."""
+    tensors = (tensor for tensor in model.graph.initializer if onnx_data.is_external(tensor))
+    return int(model.ByteSize()) + sum(map(nbytes, tensors))
+
+
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` without the initializers of its graph: light, whatever the model weighs."""
     import onnx
 
-    require_one_file(model, "the model")
-    # The format is always protobuf, whatever the name ends in: objects of a store have no suffix.
-    onnx.save(model, str(path), format="protobuf")
+    shell = onnx.ModelProto()
+    _copy_fields(model, shell, "graph")
+    _copy_fields(model.graph, shell.graph, "initializer")
+    return shell
 
 
 def require_one_file(model: onnx.ModelProto, what: str) -> None:
@@ -161,15 +189,8 @@ def external_locations(model: onnx.ModelProto, base: Path) -> list[str]:
     Raises:
         StageError: A location is empty, absolute, goes up with `..`, or is a link that leads out of `base`.
     """
-    import onnx
-
-    return sorted(
-        {
-            _safe_location(name, tensor, base)
-            for name, tensor in iter_tensors(model)
-            if tensor.data_location == onnx.TensorProto.EXTERNAL
-        }
-    )
+    external = ((name, tensor) for name, tensor in iter_tensors(model) if onnx_data.is_external(tensor))
+    return sorted({onnx_data.safe_location(name, tensor, base) for name, tensor in external})
 
 
 def strip_provenance(message: Message) -> None:
@@ -193,6 +214,26 @@ def strip_provenance(message: Message) -> None:
 def first_line(error: BaseException) -> str:
     """The first line of what `error` says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    content = _read_bytes(path)
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError:
+        raise _no_onnx(path, content) from None
+    if not model.graph.output or not model.opset_import:
+        raise StageError(
+            f"{path}: not an ONNX model, or a truncated one: it has {len(model.graph.output)} outputs and "
+            f"{len(model.opset_import)} opsets, and needs at least one of each",
+            "give a whole ONNX file that has a graph",
+        )
+    if not _is_text(model):
+        raise StageError(f"{path}: a damaged ONNX file: some names in it are not text", "download or export it again")
+    return model
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -247,58 +288,70 @@ def _is_text(message: Message) -> bool:
 def _too_large(what: str) -> StageError:
     return StageError(
         f"{what} is larger than {MAX_BYTES} bytes, and one ONNX file holds no more",
-        "use a smaller model, or cast its weights: models beyond 2 GiB are not supported yet",
+        "keep its weights as initializers in external data: export it with external_data=True",
     )
 
 
-def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    import onnx
-    from onnx.external_data_helper import load_external_data_for_tensor
-
-    if not external_locations(model, path.parent):
-        return
-    for name, tensor in iter_tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        try:
-            load_external_data_for_tensor(tensor, str(path.parent))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise _no_external_data(path, name, tensor, error) from error
-        tensor.ClearField("data_location")  # left as an explicit default, it would make other bytes of the same model
-    require_one_file(model, f"{path} with its external data")
-
-
-def _no_external_data(path: Path, name: str, tensor: onnx.TensorProto, error: Exception) -> StageError:
-    location = _safe_location(name, tensor, path.parent)
-    if not (path.parent / location).exists():
-        return StageError(
-            f"{path}: tensor '{name}' is kept in {location}, and there is no such file beside the ONNX file",
-            f"put {location} beside {path.name}, under the name it was saved with",
-        )
-    return StageError(
-        f"{path}: tensor '{name}' cannot be read from {location}: {first_line(error)}",
-        f"copy or export {path.name} and {location} again, both as plain files",
-    )
-
-
-def _safe_location(name: str, tensor: onnx.TensorProto, base: Path) -> str:
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    path = PurePosixPath(location)
-    if not location or "\0" in location:
-        raise StageError(f"tensor '{name}' is external and names no file ({location!r})", "export the model again")
-    if path.is_absolute() or ".." in path.parts or not _stays_inside(base / path, base):
+def _pin(model: onnx.ModelProto, path: Path, data: Sequence[Path]) -> None:
+    """Makes each external tensor pinned or inline."""
+    locations = external_locations(model, path.parent)
+    if data and len(data) != len(locations):
         raise StageError(
-            f"tensor '{name}': its external data {location} leaves the model's directory, which is not allowed",
-            "copy the external file beside the ONNX file and save the model with a relative location",
+            f"{path}: names {len(locations)} external files, and {len(data)} are given: {', '.join(locations)}",
+            "give the files that the model names, in this order",
         )
-    return str(path)
+    files = dict(zip(locations, data or [path.parent / location for location in locations], strict=True))
+    found: list[tuple[str, onnx_data.Place]] = []
+    for index, (name, tensor) in enumerate(iter_tensors(model)):  # the graph's initializers come first
+        if not onnx_data.is_external(tensor):
+            continue
+        location = onnx_data.safe_location(name, tensor, path.parent)
+        at = onnx_data.find(name, tensor, files[location], location)
+        found.append((name, at))
+        onnx_data.put(tensor, str(at.path), at.offset, at.length)
+        if at.length <= onnx_data.INLINE_BYTES or index >= len(model.graph.initializer):
+            tensor.CopyFrom(onnx_data.inlined(tensor))
+    onnx_data.refuse_overlaps(found)
 
 
-def _stays_inside(path: Path, base: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(base.resolve())
-    except (OSError, RuntimeError):  # a loop of links, which Python before 3.13 reports as a RuntimeError
-        return False
+def _with_data_file(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Writes the heavy initializers of `model` to `path`, and returns a copy of the model that names it."""
+    written: dict[onnx_data.Place, onnx_data.Place] = {}
+    shell = without_initializers(model)
+    with path.open("wb", buffering=0) as file:
+        for tensor in model.graph.initializer:
+            if not _is_heavy(tensor):
+                shell.graph.initializer.append(tensor)
+                continue
+            source = onnx_data.place(tensor) if onnx_data.is_external(tensor) else None
+            at = written.get(source) if source else None
+            if at is None:
+                file.seek(-(-file.tell() // onnx_data.ALIGNMENT) * onnx_data.ALIGNMENT)
+                at = onnx_data.Place(path, file.tell(), nbytes(tensor))
+                onnx_data.copy(tensor, file)
+            if source:  # tied weights lie in one place, and stay so
+                written[source] = at
+            kept = onnx_data.described(tensor)
+            onnx_data.put(kept, path.name, at.offset, at.length)
+            shell.graph.initializer.append(kept)
+    return shell
+
+
+def _copy_fields(source: Message, copy: Message, but: str) -> None:
+    """Copies every field of `source` into the empty message `copy`, `but` one."""
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if isinstance(value, (str, bytes, int, float)):
+            setattr(copy, field.name, value)
+        else:
+            getattr(copy, field.name).MergeFrom(value)
+
+
+def _is_heavy(tensor: onnx.TensorProto) -> bool:
+    import onnx
+
+    return bool(tensor.data_type != onnx.TensorProto.STRING and nbytes(tensor) > onnx_data.INLINE_BYTES)
 
 
 def _attribute_tensors(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:

@@ -6,7 +6,8 @@ the node that holds the subgraph, and nothing here renames it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from stages.stage import StageError
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 MAX_ORT_IR = 13
 """The newest IR version that ONNX Runtime 1.31 loads; onnx 1.23 writes 14 by default."""
@@ -45,6 +46,36 @@ def matching(nodes: Iterable[NodeProto], patterns: Iterable[str], option: str) -
     return found
 
 
+def matching_names(names: Iterable[str], patterns: Iterable[str], option: str, what: str) -> set[str]:
+    """Those of `names` that one of the glob `patterns` matches.
+
+    Raises:
+        StageError: A pattern matches none.
+    """
+    known = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name in known if fnmatchcase(name, pattern)} or {name for name in known if name == pattern}
+        if not hits:
+            require_known(pattern, known, option, what)
+        found |= hits
+    return found
+
+
+def require_known(name: str, known: Collection[str], option: str, what: str) -> None:
+    """Holds a name in the config to those that the model has.
+
+    Raises:
+        StageError: The model has no such one.
+    """
+    if name not in known:
+        near = get_close_matches(name, known, n=3) or sorted(known)[:5]
+        examples = ", ".join(near) or "none"
+        raise StageError(
+            f"{option}: the model has no {what} {name!r}; it has, among others: {examples}", f"correct {option}"
+        )
+
+
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """The graphs that `node` holds in its attributes."""
     for attribute in node.attribute:
@@ -59,13 +90,17 @@ def captures(node: NodeProto) -> set[str]:
 
 
 def _free_names(graph: GraphProto) -> set[str]:
-    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    own |= {tensor.values.name for tensor in graph.sparse_initializer}
-    own |= {name for node in graph.node for name in node.output}
     read = {value.name for value in graph.output}
     for node in graph.node:
         read |= reads(node)
-    return read - own
+    return read - own_names(graph)
+
+
+def own_names(graph: GraphProto) -> set[str]:
+    """The names that `graph` itself gives to tensors; those inside its subgraphs are not among them."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    own |= {tensor.values.name for tensor in graph.sparse_initializer}
+    return own | {name for node in graph.node for name in node.output if name}
 
 
 def reads(node: NodeProto) -> set[str]:
@@ -151,11 +186,96 @@ def sort(graph: GraphProto) -> None:
         replace_nodes(graph, [graph.node[index] for index in order])
 
 
+def rename_reads(nodes: Iterable[NodeProto], new_name: Mapping[str, str]) -> None:
+    """Makes `nodes`, and the subgraphs they hold, read `new_name[name]` where they read `name` of the graph around.
+
+    A subgraph that has a name of its own keeps it.
+    """
+    for node in nodes:
+        if any(name in new_name for name in node.input):
+            node.input[:] = [new_name.get(name, name) for name in node.input]
+        for graph in subgraphs(node):
+            own = own_names(graph)
+            visible = {old: new for old, new in new_name.items() if old not in own}
+            if visible:
+                rename_reads(graph.node, visible)
+                for value in graph.output:
+                    value.name = visible.get(value.name, value.name)
+
+
 def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     """Makes `nodes` the nodes of `graph`."""
     kept = list(nodes)
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def set_aside(graph: GraphProto, output: str, name: str) -> None:
+    """Calls what makes the model's output `output` by `name` from now on, so that a new node can make the output.
+
+    Raises:
+        StageError: The output is an input at the same time.
+    """
+    if any(value.name == output for value in graph.input):
+        raise StageError(f"output {output!r} is an input of the model, too", "give the output a name of its own first")
+    rename_reads(graph.node, {output: name})
+    for node in graph.node:
+        node.output[:] = [name if each == output else each for each in node.output]
+    for tensor in graph.initializer:
+        tensor.name = name if tensor.name == output else tensor.name
+
+
+def drop_stale_values(graph: GraphProto) -> None:
+    """Drops what the graph says of tensors that no node makes any more."""
+    made = {name for node in graph.node for name in node.output} - {value.name for value in graph.output}
+    kept = [value for value in graph.value_info if value.name in made]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
+def replace_values(values: MutableSequence[ValueInfoProto], wanted: Iterable[ValueInfoProto]) -> None:
+    """Makes `wanted` the inputs, outputs or descriptions `values` of a graph."""
+    kept = list(wanted)
+    del values[:]
+    values.extend(kept)
+
+
+def drop_initializers(graph: GraphProto, names: Collection[str]) -> int:
+    """Drops the initializers of these names, without copying the others, and says how many."""
+    gone = [index for index, tensor in enumerate(graph.initializer) if tensor.name in names]
+    for index in reversed(gone):
+        del graph.initializer[index]
+    return len(gone)
+
+
+def inlined(branch: GraphProto, outputs: Sequence[str], taken: set[str]) -> list[NodeProto]:
+    """The nodes of `branch` as nodes of the graph around it, where they give `outputs`.
+
+    Args:
+        branch: A graph without inputs; changed: its initializers get the names that they have outside.
+        outputs: What its outputs are called outside, in order; empty for one that nobody reads.
+        taken: The names of the graph around; what is given to the branch is added.
+    """
+    from onnx import helper
+
+    made = {name for node in branch.node for name in node.output if name}
+    new_name: dict[str, str] = {}
+    for value, name in zip(branch.output, outputs, strict=True):
+        if name and value.name in made:
+            new_name.setdefault(value.name, name)
+    for name in sorted(own_names(branch) - new_name.keys()):
+        new_name[name] = fresh(name, taken)
+    nodes = list(branch.node)
+    rename_reads(nodes, new_name)
+    for node in nodes:
+        node.output[:] = [new_name.get(name, name) for name in node.output]
+    for tensor in branch.initializer:
+        tensor.name = new_name[tensor.name]
+    for value, name in zip(branch.output, outputs, strict=True):
+        source = new_name.get(value.name, value.name)
+        if name and source != name:
+            nodes.append(helper.make_node("Identity", [source], [name]))
+    return nodes
 
 
 def replace_initializers(graph: GraphProto, tensors: Iterable[TensorProto]) -> None:
@@ -180,18 +300,23 @@ def adopt_weights(model: ModelProto) -> None:
 
 
 def adopt_constants(graph: GraphProto) -> int:
-    """Turns the `Constant` nodes of `graph` into initializers and says how many; sparse ones stay nodes."""
-    tensors, kept = [], []
+    """Turns the `Constant` nodes of `graph` and of its subgraphs into initializers and says how many.
+
+    Sparse ones stay nodes.
+    """
+    tensors, kept, inside = [], [], 0
     for node in graph.node:
+        inside += sum(map(adopt_constants, subgraphs(node)))
         tensor = _constant_tensor(node)
         if tensor is None:
             kept.append(node)
         else:
             tensor.name = node.output[0]
             tensors.append(tensor)
-    replace_nodes(graph, kept)
-    graph.initializer.extend(tensors)
-    return len(tensors)
+    if tensors:
+        replace_nodes(graph, kept)
+        graph.initializer.extend(tensors)
+    return len(tensors) + inside
 
 
 def _constant_tensor(node: NodeProto) -> TensorProto | None:

@@ -6,18 +6,15 @@ weight (its largest magnitude). Weights stay in float before their Q, so that a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from stages import onnx_file, onnx_graph, onnx_shapes, quantization
-from stages.histograms import LEVELS
+from stages import onnx_file, onnx_graph, onnx_shapes, quantization, tensor_ranges
 from stages.onnx_opset import opset, raise_opset
 from stages.quantization import Placement, Read
 from stages.stage import Job, Metrics, Stage, StageError
+from stages.thresholds import LEVELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,20 +44,18 @@ def quantize(job: Job[QuantizeConfig]) -> Metrics:
     Raises:
         StageError: Nothing to quantize, Q/DQ already there, or ranges of another model.
     """
-    model = onnx_file.read(job.file("onnx"))
-    onnx_graph.adopt_weights(model)
-    if quantization.is_quantized(model) or not quantization.place(model).reads:
-        raise quantization.nothing_to_quantize(model)
-    onnx_graph.adopt_constants(model.graph)
-    raise_opset(model, _needed_opset(model))
+    model = onnx_file.read(job.inputs["onnx"])
+    prepare(model)
     skipped = onnx_graph.matching(model.graph.node, job.config.skip, "skip")
     placement = quantization.place(model, skipped)
     if not placement.reads:
         raise StageError(f"skip leaves nothing to quantize: {', '.join(job.config.skip)}", "skip fewer nodes")
-    ranges = _read_ranges(job.file("ranges"))
-    _compare(ranges, placement, model)
+    ranges = tensor_ranges.read(job.file("ranges"))
+    tensor_ranges.require_match(
+        ranges, placement.activations, onnx_graph.names(model.graph), "calibrate the same file that is quantized"
+    )
     job.progress("inserting Q/DQ", 0.5)
-    pairs = _insert(model, placement, ranges)
+    pairs = insert(model, placement, {name: found.amax for name, found in ranges.items()})
     onnx_file.write(model, job.out / "model.onnx")
     return {
         "qdq_pairs": pairs,
@@ -72,6 +67,19 @@ def quantize(job: Job[QuantizeConfig]) -> Metrics:
     }
 
 
+def prepare(model: ModelProto) -> None:
+    """Brings `model` to where Q/DQ can go in: weights are initializers, and the opset has them.
+
+    Raises:
+        StageError: Nothing to quantize, or Q/DQ already there.
+    """
+    onnx_graph.adopt_weights(model)
+    if quantization.is_quantized(model) or not quantization.place(model).reads:
+        raise quantization.nothing_to_quantize(model)
+    onnx_graph.adopt_constants(model.graph)
+    raise_opset(model, _needed_opset(model))
+
+
 def _needed_opset(model: ModelProto) -> int:
     from onnx import TensorProto
 
@@ -79,38 +87,14 @@ def _needed_opset(model: ModelProto) -> int:
     return LOW_FLOAT_OPSET if any(t.data_type in low for t in model.graph.initializer) else PER_CHANNEL_OPSET
 
 
-def _read_ranges(path: Path) -> dict[str, float]:
-    """The calibrated `amax` of each tensor."""
-    try:
-        document = json.loads(path.read_text())
-        ranges = {str(name): float(found["amax"]) for name, found in document["tensors"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError(f"{path}: no ranges: {error!r}", "give the ranges that the stage calibrate wrote") from error
-    bad = {name: amax for name, amax in ranges.items() if not isfinite(amax) or amax < 0}
-    if bad:
-        raise StageError(f"{path}: ranges that are no magnitudes: {bad}; allowed: finite, 0 or more", "calibrate again")
-    return ranges
+def insert(model: ModelProto, placement: Placement, ranges: Mapping[str, float]) -> int:
+    """Inserts a pair for each tensor (and axis), makes its readers read it, and says how many pairs there are.
 
-
-def _compare(ranges: Mapping[str, float], placement: Placement, model: ModelProto) -> None:
-    """Raises where the ranges are not those of this model."""
-    missing = [name for name in placement.activations if name not in ranges]
-    foreign = sorted(ranges.keys() - onnx_graph.names(model.graph))
-    if missing or foreign:
-        raise StageError(
-            "the ranges are of another model: "
-            + "; ".join(filter(None, (_some("no range for", missing), _some("no tensor for the range of", foreign)))),
-            "calibrate the same file that is quantized",
-        )
-
-
-def _some(what: str, names: list[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"{what} {', '.join(names[:10])}{more}" if names else ""
-
-
-def _insert(model: ModelProto, placement: Placement, ranges: Mapping[str, float]) -> int:
-    """Inserts a pair for each tensor (and axis), makes its readers read it, and says how many pairs there are."""
+    Args:
+        model: As `prepare` left it.
+        placement: Where, in this model.
+        ranges: The amax of each activation.
+    """
     graph, kinds = model.graph, _float_types(model)
     weights, taken = onnx_graph.constants(graph), onnx_graph.names(graph)
     fallback = next(weights[read.tensor].data_type for read in placement.reads if read.axis is not None)
@@ -120,7 +104,7 @@ def _insert(model: ModelProto, placement: Placement, ranges: Mapping[str, float]
         if (read.tensor, read.axis) not in pairs:
             kind = kinds.get(read.tensor, fallback)
             amax = _channel_amax(weights[read.tensor], read.axis) if read.axis is not None else ranges[read.tensor]
-            scale = _scale(amax, kind, onnx_graph.fresh(f"{read.tensor}_scale", taken))
+            scale = scale_of(amax, kind, onnx_graph.fresh(f"{read.tensor}_scale", taken))
             graph.initializer.append(scale)
             zero = _zero_point(model, scale.dims[0] if scale.dims else 0, zeros, taken)
             pairs[read.tensor, read.axis] = _pair(read, scale.name, zero, taken)
@@ -145,13 +129,15 @@ def _float_types(model: ModelProto) -> dict[str, int]:
 def _channel_amax(weight: TensorProto, axis: int) -> Floats:
     """The largest magnitude of each channel of `weight`, (channels,)."""
     import numpy as np
-    from onnx import numpy_helper
 
-    array = np.abs(numpy_helper.to_array(weight).astype(np.float64))
-    return np.asarray(array.max(axis=tuple(d for d in range(array.ndim) if d != axis)))
+    array = onnx_file.array(weight)
+    others = tuple(d for d in range(array.ndim) if d != axis)
+    # The magnitudes themselves would take as much memory as the weight, or twice as much in float64.
+    largest, smallest = (np.asarray(found, np.float64) for found in (array.max(axis=others), array.min(axis=others)))
+    return np.maximum(largest, -smallest)
 
 
-def _scale(amax: Floats | float, kind: int, name: str) -> TensorProto:
+def scale_of(amax: Floats | float, kind: int, name: str) -> TensorProto:
     """The scale amax / 127 in the float type `kind`, shape () or (channels,), and always positive.
 
     A channel of zeros gets 1 / 127: TensorRT refuses a scale of 0. One that float16 would round to 0 gets float16's
@@ -193,7 +179,7 @@ def _pair(read: Read, scale: str, zero: str, taken: set[str]) -> list[NodeProto]
 
 STAGE = Stage(
     name="quantize",
-    version=1,
+    version=2,
     config=QuantizeConfig,
     run=quantize,
     inputs=("onnx", "ranges"),

@@ -6,6 +6,7 @@ ONNX file, and the metrics say so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,12 @@ def refit(job: Job[RefitConfig]) -> Metrics:
         return _instead(job, backends.no_gpu(facts["compute_capability"]))
 
     use(facts["compute_capability"], facts["gpu"])
-    engine = _Engine(facts["backend"], job.file("plan"))
+    engine = _Engine(facts["backend"], job.file("plan"), job.inputs.get("plugins", ()))
     if not engine.engine.refittable:
         return _instead(job, "the plan takes no other weights: it was built without refit")
     job.progress("refit", None)
     destination = job.out / "model.plan"
-    engine.refit(job.file("onnx"))
+    engine.refit(job.inputs["onnx"])
     engine.write(destination)
     header = plan.read(destination)
     plan.check(header, facts["backend"], facts["backend_version"], facts["compute_capability"])
@@ -74,7 +75,7 @@ def _instead(job: Job[RefitConfig], reason: str) -> Metrics:
         )
     again: Job[BuildConfig] = Job(
         config=replace(job.config.build, refit="none"),
-        inputs={"onnx": job.inputs["onnx"]},
+        inputs={name: job.inputs[name] for name in ("onnx", "plugins") if name in job.inputs},
         facts=job.facts,
         out=job.out,
         progress=job.progress,
@@ -85,21 +86,22 @@ def _instead(job: Job[RefitConfig], reason: str) -> Metrics:
 class _Engine:
     """An engine and the objects it needs alive while it is refitted."""
 
-    def __init__(self, backend: str, path: Path) -> None:
+    def __init__(self, backend: str, path: Path, plugins: Sequence[Path]) -> None:
         self.backend = backend
         self.trt: Any = backends.load(backend)
         self.logger = make_logger(self.trt)
         self.runtime = self.trt.Runtime(self.logger)
+        network.load_plugins(self.runtime.get_plugin_registry(), plugins)
         self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
             raise self._failed("the plan cannot be loaded", "build it again on this machine")
 
-    def refit(self, onnx_path: Path) -> None:
+    def refit(self, onnx: Sequence[Path]) -> None:
         refitter = self.trt.Refitter(self.engine, self.logger)
         parser = self.trt.OnnxParserRefitter(refitter, self.logger)
-        # The refitter reads the weights from these bytes until refit_cuda_engine returns.
-        model = network.read_model(onnx_path)
-        if not parser.refit_from_bytes(model, str(onnx_path.parent / "model.onnx")):
+        model = network.read_model(onnx)
+        network.load(parser, model)
+        if not parser.refit_model_proto():
             raise network.parser_error(parser)
         missing = refitter.get_missing_weights()
         if missing:
@@ -134,6 +136,7 @@ STAGE = Stage(
     config=RefitConfig,
     run=refit,
     inputs=("plan", "onnx"),
+    optional=("plugins",),
     outputs={"plan": "model.plan"},
     facts=("backend", "backend_version", "compute_capability", "gpu", "platform", "profiles", "gpu_here"),
 )

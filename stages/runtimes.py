@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages import onnx_file
 from stages.batches import Input, model_inputs
+from stages.onnx_session import open_session
 from stages.profiles import Profile
 from stages.stage import StageError
 
@@ -46,26 +47,29 @@ class Runtime:
     reason: str = ""
 
 
-def open_onnx(path: Path) -> Runtime:
-    """ONNX Runtime's CPU provider for the model at `path`; where it cannot run it, ONNX's reference evaluator.
+def open_onnx(paths: Sequence[Path]) -> Runtime:
+    """ONNX Runtime's CPU provider; where it cannot run the model, ONNX's reference evaluator.
 
     ONNX Runtime lacks CPU kernels for bfloat16, and takes no bfloat16 from NumPy.
 
     NOTE: graph optimizations are off. With them explicit Q/DQ becomes integer kernels, which round otherwise than
     TensorRT (and saturate in 16 bits on CPUs without VNNI), and the numbers would be about another model.
 
+    Args:
+        paths: The ONNX file, and its data where it has any.
+
     Raises:
         StageError: Neither can run it; says why of both.
     """
     import onnxruntime
 
-    model = onnx_file.read(path)
+    model = onnx_file.read(paths)
     inputs = model_inputs(model)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(model, options)
     except Exception as error:  # ONNX Runtime's errors have no base class of their own
         return _reference_evaluator(model, inputs, _first_line(error))
     values = [*session.get_inputs(), *session.get_outputs()]
@@ -105,7 +109,7 @@ def _reference_evaluator(model: onnx.ModelProto, inputs: Sequence[Input], why: s
         )
 
     try:
-        evaluator = ReferenceEvaluator(model)
+        evaluator = ReferenceEvaluator(onnx_file.inlined(model))
     except Exception as error:  # whatever an operator's Python raises
         raise neither(error) from error
     names = [output.name for output in model.graph.output]

@@ -27,6 +27,11 @@ Metrics: TypeAlias = dict[str, JSON]
 Progress: TypeAlias = Callable[[str, "float | None"], None]
 """`progress(phase, fraction)`: what is being done, and how much of it is done (0 to 1, None where nobody knows)."""
 
+DATA_SUFFIX = ".data"
+"""A stage may write `<file>.data` beside an output's `<file>`: the large weights of an ONNX file.
+
+The two are one output, and a step that takes it gets both."""
+
 C = TypeVar("C")
 
 TARGET_FACTS: Mapping[str, str] = {
@@ -41,7 +46,9 @@ TARGET_FACTS: Mapping[str, str] = {
 
 MODEL_FACTS: Mapping[str, str] = {
     "profiles": "{profile: {input: {min, opt, max}}}: each a full shape, for every input with a dynamic dimension",
-    "source": "{'kind': 'onnx'}, or for torch {'kind': 'torch', 'entry_point', 'inputs', 'order', 'dims', 'exporter'}",
+    "pass_packages": "{distribution: version}: what the user's own passes can import; null for one that is missing",
+    "source": "{'kind': 'onnx'}, or for torch {'kind': 'torch', 'entry_point', 'examples', 'inputs', 'order', 'dims', "
+    "'exporter', 'packages'}",
 }
 """Facts of the model that its config states and its files do not."""
 
@@ -113,6 +120,17 @@ class Stage(Generic[C]):
     facts: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     facts_when: Callable[[C], tuple[str, ...]] = lambda config: ()
+
+    def written(self, directory: Path) -> dict[str, Path]:
+        """The files of a run in `directory`, by output; the data file of `onnx`, if it has one, is `onnx.data`."""
+        files = {name: directory / file for name, file in self.outputs.items()}
+        data = {name + DATA_SUFFIX: path.with_name(path.name + DATA_SUFFIX) for name, path in files.items()}
+        return {**files, **{name: path for name, path in data.items() if path.is_file()}}
+
+    def file_name(self, output: str) -> str:
+        """How people call the file of an output, its data file's too: `model.onnx`, `model.onnx.data`."""
+        name = output.removesuffix(DATA_SUFFIX)
+        return self.outputs[name] + output.removeprefix(name)
 
     @property
     def per_target(self) -> bool:

@@ -1,177 +1,235 @@
-"""The stage `surgery`: what every later stage and TensorRT would rather not see is computed, fused or dropped.
+"""The stage `surgery`: passes over the model in the order that the flow lists them, and a check of what it computes.
 
-Constants are folded, Conv + BatchNormalization become one Conv, Identity and dead nodes go, shapes are inferred. Inputs
-and outputs keep their names, order and types, and the results stay the same.
+By default what every later stage and TensorRT would rather not see is computed, fused or dropped: constants are folded,
+Conv + BatchNormalization become one Conv, Identity and dead nodes go, shapes are inferred. Inputs and outputs keep
+their names, order and types. `stages.passes` has all passes; a user's own is a Python function.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from stages import fusion, onnx_file, onnx_graph, onnx_shapes
-from stages.allowed import require_at_least
-from stages.folding import Folding, fold
-from stages.onnx_opset import opset
-from stages.stage import Job, Metrics, Stage
+from stages import onnx_data, onnx_file, profiles
+from stages.agreement import DisagreementError, NotComparedError, compare
+from stages.allowed import require, require_at_least
+from stages.passes import entries, own
+from stages.passes.entries import Listed
+from stages.stage import JSON, Job, Metrics, Stage, StageError
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import ModelProto
 
-MAX_ROUNDS = 16
-"""A folded constant can reveal a shape, and a shape a constant: real models were done after 2 or 3 rounds."""
+DEFAULT = ("adopt", "fold", "drop_identities", "fuse_conv_bn", "drop_dead", "infer_shapes")
+"""What a flow that says nothing gets. Fusing comes before calibration, so that scales are those of what runs."""
 
 
 @dataclass(frozen=True)
 class SurgeryConfig:
-    """How far surgery goes.
+    """What is done, and how it is checked.
 
     Attributes:
-        fold_max_bytes: A folded result larger than this stays a node, unless it is no larger than the constants it is
-            made of: a transposed weight of 4 MB is folded, a vector expanded to 4 MB is not.
-        fuse_conv_bn: Fuse BatchNormalization into the convolution before it.
+        passes: The passes in order, each a name or `{pass: NAME, OPTION: VALUE, …}`; `package.module.callable` is the
+            user's own.
+        first: Further passes before these: `first=[{pass: set_dims, dims: {batch: 1}}]`.
+        then: Further passes after these: `then=[{pass: mark_outputs, tensors: [relu1]}]`.
+        tolerance: How far outputs may be from the model's as it came, as a share of their largest value; null: the
+            two are not compared.
+        compare_max_bytes: A model with more bytes of weights is not compared here: running it would take longer than
+            all passes.
     """
 
-    fold_max_bytes: int = 1048576
-    fuse_conv_bn: bool = True
+    passes: list[Any] = field(default_factory=lambda: list(DEFAULT))
+    first: list[Any] = field(default_factory=list)
+    then: list[Any] = field(default_factory=list)
+    tolerance: float | None = 1e-3
+    compare_max_bytes: int = 268435456
 
     def __post_init__(self) -> None:
-        require_at_least(self, 0, "fold_max_bytes")
+        for key in ("passes", "first", "then"):
+            # In full, so that the key has every option, also those at their defaults.
+            object.__setattr__(self, key, entries.checked(getattr(self, key), key))
+        require(self.tolerance is None or self.tolerance >= 0, "tolerance", self.tolerance, "0 and more, or null")
+        require_at_least(self, 0, "compare_max_bytes")
+
+    @property
+    def own_passes(self) -> list[str]:
+        """The user's own passes: `package.module.callable`."""
+        return [entry["pass"] for entry in (*self.first, *self.passes, *self.then) if entries.is_own(entry["pass"])]
 
 
 def surgery(job: Job[SurgeryConfig]) -> Metrics:
-    """Writes the model with everything computed, fused and dropped that does not depend on the inputs.
+    """Writes the model that the passes leave.
 
     Raises:
-        StageError: The model cannot be read, or its graph has a circle.
+        StageError: The model cannot be read, a pass cannot do its work, or a pass changed what the model computes.
     """
-    model = onnx_file.read(job.file("onnx"))
-    before = {"nodes_before": len(model.graph.node), "bytes_before": model.ByteSize()}
-    onnx_graph.adopt_weights(model)
-    adopted = onnx_graph.adopt_constants(model.graph)
-    onnx_graph.sort(model.graph)
-    folding, problem = _fold_all(model, job)
-    job.progress("fusing", 0.8)
-    aliases = _drop_aliases(model)
-    fused = fusion.fuse_conv_bn(model) if job.config.fuse_conv_bn else 0
-    dead, unused = _drop_dead(model.graph)
-    problem = _keep_shapes(model) or problem
-    onnx_file.write(model, job.out / "model.onnx")
+    operation = _Operation(job)
+    model = operation.run()
+    onnx_file.write(model, job.out / STAGE.outputs["onnx"])
+    return operation.metrics()
+
+
+class _Operation:
+    """One run of the passes.
+
+    A pass that changes results on purpose ends a stretch of the list: the model is compared with what it was at the
+    stretch's beginning, and what comes after the pass with what the pass left.
+    """
+
+    def __init__(self, job: Job[SurgeryConfig]) -> None:
+        self.job, self.config = job, job.config
+        self.passes = entries.listed([*self.config.first, *self.config.passes, *self.config.then])
+        self.reports: list[Metrics] = []
+        self.comparisons: list[JSON] = []
+        self.profiles = profiles.profiles_of(job.facts.get("profiles"))
+        self.before: Callable[[], ModelProto] = lambda: onnx_file.read(job.inputs["onnx"])
+
+    def run(self) -> ModelProto:
+        model = onnx_file.read(self.job.inputs["onnx"])
+        stretch: list[Listed] = []
+        for number, each in enumerate(self.passes):
+            self.job.progress(each.name, 0.8 * number / len(self.passes))
+            if not each.keeps_results:
+                self._compare(stretch, model)
+                stretch = []
+            self.reports.append(_run_measured(each, model))
+            if each.keeps_results:
+                stretch.append(each)
+            else:
+                self.before = _copies(model)
+        self.job.progress("compare", 0.8)
+        self._compare(stretch, model)
+        return model
+
+    def metrics(self) -> Metrics:
+        ends = [(report["nodes_before"], report["bytes_before"]) for report in self.reports[:1]]
+        ends += [(report["nodes_after"], report["bytes_after"]) for report in self.reports[-1:]]
+        totals: Metrics = {}
+        if ends:
+            (nodes_before, bytes_before), (nodes_after, bytes_after) = ends
+            totals = {
+                "nodes_before": nodes_before,
+                "nodes_after": nodes_after,
+                "bytes_before": bytes_before,
+                "bytes_after": bytes_after,
+            }
+        return {**totals, "passes": self.reports, "comparisons": self.comparisons}
+
+    def _compare(self, stretch: Sequence[Listed], model: ModelProto) -> None:
+        """Holds `model` to what it was before the passes of `stretch`.
+
+        Raises:
+            StageError: One of them changed what it computes; it is named.
+        """
+        if not stretch:
+            return
+        names = [each.name for each in stretch]
+        result: dict[str, JSON] = {"passes": names}
+        try:
+            result.update(self._agreement(stretch, self.before(), model))
+        except NotComparedError as why:
+            result.update({"compared": False, "reason": str(why)})
+        except DisagreementError as error:
+            raise self._blame(stretch, str(error)) from error
+        self.comparisons.append(result)
+
+    def _agreement(self, stretch: Sequence[Listed], before: ModelProto, after: ModelProto) -> Mapping[str, JSON]:
+        if self.config.tolerance is None:
+            raise NotComparedError("tolerance is null")
+        weights = sum(onnx_data.nbytes(tensor) for tensor in before.graph.initializer)
+        if weights > self.config.compare_max_bytes:
+            raise NotComparedError(f"it has {weights} bytes of weights, above {self.config.compare_max_bytes}")
+        agreement = compare(before, after, self.profiles, self.config.tolerance, _renamed(stretch))
+        return agreement.result()
+
+    def _blame(self, stretch: Sequence[Listed], what: str) -> StageError:
+        """Runs the passes of `stretch` again, one by one, until the first that makes a difference."""
+        model = self.before()
+        for number, each in enumerate(stretch):
+            _run(each, model)
+            try:
+                self._agreement(stretch[: number + 1], self.before(), model)
+            except NotComparedError:
+                continue  # on the way the model may be one that cannot be run: what is left of it counts
+            except DisagreementError as error:
+                return _changed(f"pass {each.name} changed", str(error))
+        return _changed(f"the passes {', '.join(each.name for each in stretch)} changed", what)
+
+
+def _changed(who: str, what: str) -> StageError:
+    return StageError(
+        f"{who} what the model computes: {what}",
+        "leave the pass out of steps.surgery.config.passes; if it is meant to, give it changes_results: true; if that "
+        "is rounding, raise steps.surgery.config.tolerance",
+    )
+
+
+def _renamed(stretch: Sequence[Listed]) -> dict[str, str]:
+    """The names now of what was called otherwise at the beginning of `stretch`."""
+    found: dict[str, str] = {}
+    for each in stretch:
+        news: Mapping[str, str] = each.options.tensors if each.name == "rename" else {}
+        moved = {old: news.get(now, now) for old, now in found.items()}
+        found = {**{old: new for old, new in news.items() if old not in found.values()}, **moved}
+    return found
+
+
+def _copies(model: ModelProto) -> Callable[[], ModelProto]:
+    from onnx import ModelProto
+
+    kept = ModelProto()
+    kept.CopyFrom(model)
+
+    def copy() -> ModelProto:
+        made = ModelProto()
+        made.CopyFrom(kept)
+        return made
+
+    return copy
+
+
+def _run_measured(each: Listed, model: ModelProto) -> Metrics:
+    nodes, size = _count(model), onnx_file.size(model)
+    did = _run(each, model)
     return {
-        **before,
-        "nodes_after": len(model.graph.node),
-        "bytes_after": model.ByteSize(),
-        "constants_adopted": adopted,
-        "folded": folding.folded,
-        "not_folded": folding.left,
-        "fused": fused,
-        "dropped": aliases + dead,
-        "initializers_dropped": unused,
-        "shape_inference": problem or "ok",
+        "pass": each.name,
+        "nodes_before": nodes,
+        "nodes_after": _count(model),
+        "bytes_before": size,
+        "bytes_after": onnx_file.size(model),
+        **did,
     }
 
 
-def _fold_all(model: ModelProto, job: Job[SurgeryConfig]) -> tuple[Folding, str]:
-    """Folds until nothing changes. Returns what was done, and what shape inference complained about, if it did."""
-    total, problem = Folding(), ""
-    for number in range(MAX_ROUNDS):
-        job.progress("folding constants", 0.8 * number / MAX_ROUNDS)
-        inferred, problem = _inferred(model)
-        done = fold(model, inferred, job.config.fold_max_bytes)
-        total = Folding(total.folded + done.folded, done.left)
-        if not done.folded:
-            break
-    return total, problem
+def _count(model: ModelProto) -> int:
+    """The nodes of the graph and of all subgraphs."""
+    return sum(1 for _ in onnx_file.walk(model.graph.node))
 
 
-def _inferred(model: ModelProto) -> tuple[ModelProto | None, str]:
-    """The shapes, and what inference complained about: where one node fails, the others still have shapes."""
-    problem = ""
-    for strict in (True, False):
-        try:
-            return onnx_shapes.infer(model, strict=strict), problem
-        except Exception as error:  # C++ raises InferenceError, RuntimeError and others
-            problem = problem or onnx_graph.first_line(error)
-    return None, problem
+def _run(each: Listed, model: ModelProto) -> Metrics:
+    if each.declared is None:
+        return own.run(model, each.name, each.options)
+    return each.declared.run(model, each.options)
 
 
-def _drop_aliases(model: ModelProto) -> int:
-    """Drops Identity, and Dropout outside of training, and says how many.
-
-    Names that a subgraph captures and names of the model's inputs and outputs stay.
-    """
-    graph = model.graph
-    fixed = onnx_graph.captured(graph)
-    returned = {value.name for value in graph.output}
-    made = {name for node in graph.node for name in node.output} - returned - fixed
-    new_name: dict[str, str] = {}
-    kept = []
-    for node in graph.node:
-        source = new_name.get(node.input[0], node.input[0]) if node.input else ""
-        if not _is_alias(node, opset(model)) or node.output[0] in fixed:
-            kept.append(node)
-        elif node.output[0] not in returned:
-            new_name[node.output[0]] = source
-        elif source in made:  # the maker of the source shall make the output itself
-            new_name[source] = node.output[0]
-            made.discard(source)
-        else:
-            kept.append(node)
-    dropped = len(graph.node) - len(kept)
-    for node in kept:
-        node.input[:] = [_follow(name, new_name) for name in node.input]
-        node.output[:] = [_follow(name, new_name) for name in node.output]
-    onnx_graph.replace_nodes(graph, kept)
-    return dropped
-
-
-def _follow(name: str, new_name: dict[str, str]) -> str:
-    while name in new_name:
-        name = new_name[name]
-    return name
-
-
-def _is_alias(node: NodeProto, version: int) -> bool:
-    if node.domain not in ("", "ai.onnx"):
-        return False
-    idle = node.op_type == "Dropout" and version >= 7 and len(node.input) < 3 and not any(node.output[1:])
-    return node.op_type == "Identity" or idle
-
-
-def _drop_dead(graph: GraphProto) -> tuple[int, int]:
-    """Drops the nodes and the initializers that no output depends on, and says how many of each."""
-    needed = {value.name for value in graph.output}
-    alive = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            alive.append(node)
-            needed |= onnx_graph.reads(node)
-    tensors = {tensor.name: tensor for tensor in graph.initializer if tensor.name in needed}
-    dead, unused = len(graph.node) - len(alive), len(graph.initializer) - len(tensors)
-    onnx_graph.replace_nodes(graph, reversed(alive))
-    onnx_graph.replace_initializers(graph, tensors.values())
-    return dead, unused
-
-
-def _keep_shapes(model: ModelProto) -> str:
-    """Stores the inferred shapes in the model; where inference says nothing, what the model said stays."""
-    inferred, problem = _inferred(model)
-    graph = model.graph
-    made = {name for node in graph.node for name in node.output} - {value.name for value in graph.output}
-    values = {value.name: value for value in graph.value_info}
-    values.update({value.name: value for value in inferred.graph.value_info} if inferred else {})
-    kept = [values[name] for name in sorted(made) if name in values]
-    del graph.value_info[:]
-    graph.value_info.extend(kept)
-    return problem
+def _facts(config: SurgeryConfig) -> tuple[str, ...]:
+    """Where the models are compared depends on the profiles; what the user's own passes do, on what they import."""
+    return (
+        *(("profiles",) if config.tolerance is not None else ()),
+        *(("pass_packages",) if config.own_passes else ()),
+    )
 
 
 STAGE = Stage(
     name="surgery",
-    version=1,
+    version=3,
     config=SurgeryConfig,
     run=surgery,
     inputs=("onnx",),
+    optional=("passes",),  # the source of the user's own
     outputs={"onnx": "model.onnx"},
     tools=("onnx", "onnxruntime", "numpy"),
+    facts_when=_facts,
 )

@@ -1,6 +1,7 @@
 """From a torch module to ONNX: made by the user's entry point, exported, and compared with its export.
 
-The comparison runs both on random inputs, over the opt, min and max of every dynamic dimension.
+The comparison runs both on the user's example inputs or on random ones, over the opt, min and max of every dynamic
+dimension.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages import batches, onnx_file
 from stages.onnx_check import require_opset
+from stages.onnx_session import open_session
 from stages.stage import JSON, Job, Metrics, StageError
 
 if TYPE_CHECKING:
@@ -47,12 +49,14 @@ class TorchSource:
         shapes: The shape of each input, its dynamic dimensions by name.
         dtypes: The dtype of each input, in numpy's words.
         dims: (min, opt, max) of each named dimension.
+        examples: `package.module:callable`, which returns example inputs; None: random ones.
     """
 
     entry_point: str
     shapes: Mapping[str, Sequence[int | str]]
     dtypes: Mapping[str, str]
     dims: Mapping[str, Sequence[int]]
+    examples: str | None = None
 
     @classmethod
     def of(cls, fact: Mapping[str, Any]) -> TorchSource:
@@ -67,6 +71,7 @@ class TorchSource:
             shapes={name: spec["shape"] for name, spec in inputs.items()},
             dtypes={name: spec.get("dtype", "float32") for name, spec in inputs.items()},
             dims=fact.get("dims") or {},
+            examples=fact.get("examples"),
         )
         source._check()
         return source
@@ -97,8 +102,12 @@ class TorchSource:
         batches.require_room("inputs of the max of model.dims", largest, "lower the max in model.dims")
 
 
-def export_torch(job: Job[ExportConfig]) -> tuple[onnx.ModelProto, Metrics]:
+def export_torch(job: Job[ExportConfig], scratch: Path) -> tuple[onnx.ModelProto, Metrics]:
     """The user's torch module as ONNX, and how far ONNX Runtime is from it.
+
+    Args:
+        job: The run of the stage.
+        scratch: A directory for large weights, which the model names; it must stay until the model is written.
 
     Raises:
         StageError: torch is not installed, or the module cannot be made or exported, or differs from its export.
@@ -112,7 +121,7 @@ def export_torch(job: Job[ExportConfig]) -> tuple[onnx.ModelProto, Metrics]:
         module = _make_module(source.entry_point, job.file("weights") if job.inputs.get("weights") else None)
         case = _Case(module, source)
         job.progress("export", None)
-        model = _trace(case, job.config)
+        model = _trace(case, job.config, scratch)
         job.progress("compare", None)
         errors = _compare(case, model, job.config)
     return model, {"torch": torch.__version__, "max_abs_error": errors}
@@ -153,19 +162,73 @@ def _make_module(entry_point: str, weights: Path | None) -> torch.nn.Module:
     import torch
 
     make = _find(entry_point)
+    loads_itself = weights is not None and _takes_path(make)
     try:
-        module = make(weights) if weights else make()
+        module = make(weights) if loads_itself else make()
     except Exception as error:
         raise StageError(
             f"{entry_point} raised {type(error).__name__}: {onnx_file.first_line(error)}",
-            "call it by itself in Python; it gets the path of model.weights where that is set, else nothing",
+            "call it by itself in Python; it gets the path of model.weights where that is set and its first parameter "
+            "has no default or None, else nothing",
         ) from error
     if not isinstance(module, torch.nn.Module):
         raise StageError(
             f"{entry_point} returned {type(module).__name__}, and must return a torch.nn.Module",
             "return the module itself",
         )
+    if weights is not None and not loads_itself:
+        _load_weights(module, weights, entry_point)
     return module.cpu().eval()
+
+
+def _takes_path(make: Callable[..., object]) -> bool:
+    """Whether the entry point wants the path of the weights: its first parameter has no default, or None."""
+    first = next(iter(inspect.signature(make).parameters.values()), None)
+    return first is not None and (first.default is None or first.default is inspect.Parameter.empty)
+
+
+def _load_weights(module: torch.nn.Module, weights: Path, entry_point: str) -> None:
+    state = _read_state(weights)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reasons = " ".join(str(error).split())
+        raise StageError(
+            f"model.weights={weights} does not fit the module of {entry_point}: {reasons[:500]}",
+            "give the checkpoint of this module, or let the entry point take the path and load it",
+        ) from error
+
+
+def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
+    """The state dict in a safetensors file or a file of `torch.save`, told apart by their first bytes.
+
+    Raises:
+        StageError: It is neither, or holds other things than tensors, which are not unpickled: that would run them.
+    """
+    import torch
+
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # 8 bytes of length, then JSON
+    try:
+        if is_safetensors:
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile, safetensors and torch have errors of their own
+        raise StageError(
+            f"model.weights={path} is no state dict: {type(error).__name__}: {onnx_file.first_line(error)}",
+            "save tensors only: torch.save(module.state_dict(), path), or safetensors.torch.save_file",
+        ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]  # as training frameworks wrap it
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise StageError(
+            f"model.weights={path} is no state dict: it holds {type(state).__name__}, not tensors by name",
+            "save tensors only: torch.save(module.state_dict(), path)",
+        )
+    return state
 
 
 def _find(entry_point: str) -> Callable[..., object]:
@@ -196,10 +259,65 @@ class _Case:
         parameters = list(inspect.signature(module.forward).parameters)
         self.by_name = set(source.shapes) <= set(parameters)
         self.inputs = [name for name in parameters if name in source.shapes] if self.by_name else list(source.shapes)
+        self._make = _find(source.examples) if source.examples else None
         self.outputs = self._name_outputs()
 
+    @property
+    def picks(self) -> Sequence[int]:
+        """Where the module is compared with its export: examples that take no sizes come in one size only."""
+        is_one_size = self._make is not None and not self._sizes(self._make, OPT)
+        return (OPT, MIN, MAX) if self.source.dims and not is_one_size else (OPT,)
+
     def examples(self, pick: int) -> dict[str, torch.Tensor]:
-        """Random inputs, the same ones each time, with named dimensions at their `MIN`, `OPT` or `MAX`."""
+        """Example inputs, the same ones each time, with named dimensions at their `MIN`, `OPT` or `MAX`."""
+        return self._random(pick) if self._make is None else self._users(self._make, pick)
+
+    def _sizes(self, make: Callable[..., object], pick: int) -> dict[str, int]:
+        """The sizes of those dimensions that the parameters of the user's callable name."""
+        parameters = inspect.signature(make).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        return {name: sizes[pick] for name, sizes in self.source.dims.items() if takes_all or name in parameters}
+
+    def _users(self, make: Callable[..., object], pick: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        given = self._sizes(make, pick)
+        try:
+            returned = make(**given)
+        except Exception as error:
+            said = ", ".join(f"{name}={size}" for name, size in given.items())
+            raise StageError(
+                f"{self.source.examples}({said}) raised {type(error).__name__}: {onnx_file.first_line(error)}",
+                "let it take the sizes of model.dims it needs as keyword arguments, and no others",
+            ) from error
+        if not isinstance(returned, Mapping) or set(returned) != set(self.inputs):
+            got = sorted(returned) if isinstance(returned, Mapping) else type(returned).__name__
+            raise StageError(
+                f"{self.source.examples} returned {got}, and must return a dict of {sorted(self.inputs)}",
+                "name an example for each of model.inputs",
+            )
+        examples = {name: torch.as_tensor(returned[name]) for name in self.inputs}
+        self._check_examples(examples, pick, bool(given))
+        return examples
+
+    def _check_examples(self, examples: Mapping[str, torch.Tensor], pick: int, has_sizes: bool) -> None:
+        """Holds the user's examples to `model.inputs`: all that follows believes it."""
+        for name, value in examples.items():
+            want, dtype = self.source.shape(name, pick), str(value.dtype).removeprefix("torch.")
+            varies = self.source.dynamic(name) if not has_sizes else {}
+            low, high = (self.source.shape(name, which) for which in (MIN, MAX))
+            fits = len(value.shape) == len(want) and all(
+                low[axis] <= size <= high[axis] if axis in varies else size == want[axis]
+                for axis, size in enumerate(value.shape)
+            )
+            if not fits or dtype != self.source.dtypes[name]:
+                raise StageError(
+                    f"{self.source.examples}: the example of '{name}' is {dtype} {list(value.shape)}, and model.inputs "
+                    f"says {self.source.dtypes[name]} {list(self.source.shapes[name])}, here {list(want)}",
+                    "correct the example or model.inputs",
+                )
+
+    def _random(self, pick: int) -> dict[str, torch.Tensor]:
         import torch
 
         random = torch.Generator().manual_seed(0)
@@ -249,7 +367,7 @@ def _flatten(result: object, name: str = "output") -> Iterator[tuple[str, torch.
             yield from _flatten(value, f"{name}_{index}")
 
 
-def _trace(case: _Case, config: ExportConfig) -> onnx.ModelProto:
+def _trace(case: _Case, config: ExportConfig, scratch: Path) -> onnx.ModelProto:
     import torch
 
     examples, opset = case.examples(OPT), config.opset or DEFAULT_OPSET
@@ -272,12 +390,21 @@ def _trace(case: _Case, config: ExportConfig) -> onnx.ModelProto:
             f"{case.source.entry_point}: torch cannot export the module: {_root_cause(error)}",
             "try it by itself with torch.onnx.export(dynamo=True); give dimensions that cannot vary as numbers",
         ) from error
-    model: onnx.ModelProto = program.model_proto
-    onnx_file.require_one_file(model, "the exported model")
+    model = _adopt(program, case, scratch)
     require_opset(model, opset, "choose an opset that torch exports to: steps.export.config.opset=20")
     onnx_file.strip_provenance(model)
     _require_face(model, case)
     return model
+
+
+def _adopt(program: Any, case: _Case, scratch: Path) -> onnx.ModelProto:
+    """The exported model: in memory where it is small, through a file in `scratch` where protobuf could not hold it."""
+    if sum(tensor.nbytes for tensor in case.module.state_dict().values()) <= onnx_file.ONE_FILE_BYTES:
+        model: onnx.ModelProto = program.model_proto
+        return model
+    path = scratch / "traced.onnx"
+    program.save(str(path), external_data=True)
+    return onnx_file.read(path)
 
 
 def _dynamic_shapes(case: _Case) -> object:
@@ -317,14 +444,14 @@ def _compare(case: _Case, model: onnx.ModelProto, config: ExportConfig) -> dict[
     import onnxruntime
 
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = open_session(model, onnxruntime.SessionOptions())
     except Exception as error:
         raise StageError(
             f"{case.source.entry_point}: ONNX Runtime cannot load the exported model: {onnx_file.first_line(error)}",
             "export the module in float32, and let the stage `cast` choose the precision",
         ) from error
     errors = dict.fromkeys(case.outputs, 0.0)
-    for pick in (OPT, MIN, MAX) if case.source.dims else (OPT,):
+    for pick in case.picks:
         where = ", ".join(f"{name}={sizes[pick]}" for name, sizes in case.source.dims.items()) or "its fixed shapes"
         for name, got, want in zip(case.outputs, _infer(session, case, pick, where), case.run(pick), strict=True):
             errors[name] = max(errors[name], _error(f"output '{name}' at {where}", got, _numpy(want[1]), config))

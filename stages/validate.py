@@ -12,16 +12,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages import backends, batches, plan, profiles
+from stages import backends, batches, network, plan, profiles
 from stages.allowed import require_at_least
 from stages.comparison import RELATIVE_FLOOR, Comparison
+from stages.generated import declared, generate
 from stages.gpus import use
 from stages.runtimes import Runtime, open_onnx, open_plan, profile_index
 from stages.stage import JSON, Job, Metrics, Stage, StageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from stages.batches import Array, Batch, Input
 
 
@@ -63,12 +62,15 @@ def validate(job: Job[ValidateConfig]) -> Metrics:
     reason = _check_plan(job)
     found = profiles.profiles_of(job.facts["profiles"])
     job.progress("load", None)
-    reference, candidate = open_onnx(job.file("reference")), open_onnx(job.file("onnx"))
+    reference, candidate = open_onnx(job.inputs["reference"]), open_onnx(job.inputs["onnx"])
     comparisons = {"the candidate": Comparison("the candidate")}
     with ExitStack() as stack:
         runtimes = {"the candidate": candidate}
         if reason is None:
             use(job.facts["compute_capability"])
+            if job.inputs.get("plugins"):
+                registry = backends.load(job.facts["backend"]).get_plugin_registry()
+                network.load_plugins(registry, job.inputs["plugins"])
             runtimes["the engine"] = stack.enter_context(open_plan(job.file("plan"), job.facts["backend"], found))
             comparisons["the engine"] = Comparison("the engine")
         for batch, labels, done in _feeds(job, reference, found):
@@ -108,7 +110,7 @@ def _feeds(
             yield batch, None, done
         return
     if found:
-        profiles.check(found, _declared(reference.inputs))
+        profiles.check(found, declared(reference.inputs))
     wanted = [*reference.inputs]
     if config.labels is not None:
         wanted.append(batches.Input(config.labels, None, None))
@@ -133,65 +135,6 @@ def _batch_size(asked: int, inputs: Sequence[Input], found: Sequence[profiles.Pr
         if any(found_range.max for found_range in profile.ranges.values())
     ]
     return min([asked, max(largest)]) if largest else asked
-
-
-def _declared(inputs: Sequence[Input]) -> dict[str, list[int]]:
-    """The shape of each input, -1 for a dynamic dimension."""
-    return {wanted.name: [size if isinstance(size, int) else -1 for size in wanted.shape or ()] for wanted in inputs}
-
-
-def generate(
-    inputs: Sequence[Input], found: Sequence[profiles.Profile], count: int, seed: int
-) -> Iterator[tuple[Batch, float]]:
-    """Inputs at the min, opt and max shapes of every profile in turn, and the share of all that they complete.
-
-    Floats are standard normal, whole numbers 0 or 1 (valid token ids and masks everywhere), booleans either.
-
-    Raises:
-        StageError: A dynamic dimension has no profile, or a profile's shapes are too large to be filled.
-    """
-    import numpy as np
-
-    shapes = _declared(inputs)
-    profiles.check(found, shapes)
-    _require_room(inputs, found, shapes)
-    sizes: list[Mapping[str, Sequence[int]]] = [
-        {name: getattr(profile.ranges[name], which) if name in profile.ranges else shapes[name] for name in shapes}
-        for profile in found
-        for which in ("min", "opt", "max")
-    ]
-    # dict.fromkeys: profiles often have one shape twice, and a static model has one at all.
-    unique = list(
-        dict.fromkeys(tuple(sorted((name, tuple(s)) for name, s in size.items())) for size in sizes or [shapes])
-    )
-    random, runs = np.random.default_rng(seed), max(count, len(unique))
-    for number in range(runs):
-        chosen = dict(unique[number % len(unique)])
-        batch = {wanted.name: _random(random, chosen[wanted.name], wanted) for wanted in inputs}
-        yield batch, (number + 1) / runs
-
-
-def _require_room(
-    inputs: Sequence[Input], found: Sequence[profiles.Profile], shapes: Mapping[str, Sequence[int]]
-) -> None:
-    """Refuses shapes too large to be filled. Of a profile the max is the largest."""
-    dtypes = {wanted.name: wanted.dtype or "float32" for wanted in inputs}
-    for profile in found:
-        largest = {**shapes, **{name: found_range.max for name, found_range in profile.ranges.items()}}
-        batches.require_room(
-            f"profile {profile.name!r}: inputs of its max shape",
-            {name: (shape, dtypes[name]) for name, shape in largest.items()},
-            f"lower the max in model.dims or model.profiles.{profile.name}, or give data: model.holdout.path=…",
-        )
-
-
-def _random(random: np.random.Generator, shape: tuple[int, ...], wanted: Input) -> Array:
-    dtype = wanted.dtype or "float32"
-    if "float" in dtype:
-        return random.standard_normal(shape).astype(dtype)
-    if "int" in dtype or dtype == "bool":
-        return random.integers(0, 2, shape).astype(dtype)
-    raise StageError(f"input {wanted.name!r} is {dtype}, for which nothing can be generated", "give held-out data")
 
 
 def _report(
@@ -233,7 +176,7 @@ STAGE = Stage(
     config=ValidateConfig,
     run=validate,
     inputs=("reference", "onnx"),
-    optional=("plan", "holdout"),
+    optional=("plan", "holdout", "plugins"),
     outputs={"report": "report.json"},
     facts=("backend", "backend_version", "compute_capability", "gpu_here", "profiles"),
     # onnx and polygraphy too: one may give the numbers where ONNX Runtime cannot, the other runs the engine.

@@ -11,14 +11,16 @@ from stages.allowed import NotAllowedError
 from stages.build import BuildConfig
 from stages.refit import RefitConfig
 
-CALIBRATE, BUILD, VALIDATE = "steps.calibrate.config", "steps.build.config", "steps.validate.config"
+CALIBRATE, RANGES = "steps.calibrate.config", "steps.ranges.config"
+BUILD, VALIDATE = "steps.build.config", "steps.validate.config"
 
 
 @pytest.mark.parametrize(
     ("stage", "key", "value", "allowed"),
     [
-        ("calibrate", "algorithm", "entropy", "mse, percentile, max"),
-        *(("calibrate", "percentile", value, "above 0, at most 100") for value in (0, 100.1, float("nan"))),
+        ("ranges", "algorithm", "kl", "auto, mse, percentile, max, entropy"),
+        *(("ranges", "percentile", value, "above 0, at most 100") for value in (0, 100.1, float("nan"))),
+        *(("ranges", key, 0, "1 and more") for key in ("trial_samples", "cache_version")),
         *(("calibrate", key, 0, "1 and more, or null") for key in ("batch_size", "max_samples")),
         ("cast", "precision", "fp8", "fp16, bf16"),
         ("build", "refit", "some", "none, any, identical"),
@@ -27,7 +29,8 @@ CALIBRATE, BUILD, VALIDATE = "steps.calibrate.config", "steps.build.config", "st
         ("build", "workspace_bytes", 0, "1 and more, or null"),
         ("build", "max_aux_streams", -1, "0 and more, or null"),
         ("refit", "fallback", "maybe", "rebuild, fail"),
-        ("surgery", "fold_max_bytes", -1, "0 and more"),
+        ("surgery", "compare_max_bytes", -1, "0 and more"),
+        ("surgery", "tolerance", -1.0, "0 and more, or null"),
         ("validate", "batch_size", 0, "1 and more"),
         ("validate", "max_samples", -5, "1 and more, or null"),
         ("validate", "generated_samples", 0, "1 and more"),
@@ -44,9 +47,10 @@ def test_a_config_with_a_wrong_value_cannot_be_made(stage: str, key: str, value:
 
 
 def test_the_ends_of_what_is_allowed_are_allowed() -> None:
-    STAGES["calibrate"].config(batch_size=1, max_samples=1, percentile=100)
+    STAGES["calibrate"].config(batch_size=1, max_samples=1)
+    STAGES["ranges"].config(batch_size=1, max_samples=1, trial_samples=1, percentile=100)
     STAGES["export"].config(opset=7, atol=0.0, rtol=0.0)
-    STAGES["surgery"].config(fold_max_bytes=0)
+    STAGES["surgery"].config(compare_max_bytes=0, tolerance=0.0)
     for level in (0, 5):
         BuildConfig(optimization_level=level, workspace_bytes=1, max_aux_streams=0)
 
@@ -54,8 +58,8 @@ def test_the_ends_of_what_is_allowed_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [
-        ([f"{CALIBRATE}.percentile=0"], f"{CALIBRATE}.percentile: got 0.0; allowed: above 0, at most 100"),
-        ([f"{CALIBRATE}.algorithm=entropy"], f"{CALIBRATE}.algorithm: got 'entropy'; allowed: mse, percentile, max"),
+        ([f"{RANGES}.percentile=0"], f"{RANGES}.percentile: got 0.0; allowed: above 0, at most 100"),
+        ([f"{RANGES}.algorithm=kl"], f"{RANGES}.algorithm: got 'kl'; allowed: auto, mse, percentile, max, entropy"),
         ([f"{BUILD}.optimization_level=9"], f"{BUILD}.optimization_level: got 9; allowed: 0 to 5, or null"),
         ([f"{VALIDATE}.batch_size=0"], f"{VALIDATE}.batch_size: got 0; allowed: 1 and more"),
         (

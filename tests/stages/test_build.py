@@ -222,3 +222,19 @@ def test_weights_survive_until_the_build_returns(tmp_path: Path) -> None:
 def test_a_model_with_the_output_of_an_input_type_is_not_empty(tmp_path: Path) -> None:
     proto = model([helper.make_node("Identity", ["x"], ["y"])], {"x": [2]}, {"y": [2]}, dtype=TensorProto.FLOAT)
     assert "metrics" in build(save(proto, tmp_path / "model.onnx"), tmp_path)
+
+
+def test_weights_in_an_external_file_are_those_of_the_plan(tmp_path: Path) -> None:
+    plans = []
+    for seed in (1, 2):
+        weight = np.random.default_rng(seed).standard_normal((64, 32)).astype(np.float32)
+        node = helper.make_node("MatMul", ["x", "w"], ["y"])
+        proto = model([node], {"x": [4, 64]}, {"y": [4, 32]}, {"w": weight})
+        inline = save(proto, tmp_path / f"inline{seed}.onnx")
+        onnx.save(proto, str(tmp_path / f"{seed}.onnx"), save_as_external_data=True, location=f"{seed}.bin")
+        for path in (inline, tmp_path / f"{seed}.onnx"):
+            answer, _ = run_stage("build", tmp_path / f"out-{path.stem}", {"onnx": path})
+            assert "metrics" in answer, answer
+            plans.append((tmp_path / f"out-{path.stem}" / "model.plan").read_bytes())
+            assert weight.tobytes() in plans[-1]
+    assert [len(plan) for plan in plans] == [len(plans[0])] * 4

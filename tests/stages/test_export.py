@@ -134,7 +134,7 @@ def test_weights_shorter_than_their_shape_are_refused(tmp_path: Path) -> None:
     tensor = numpy_helper.from_array(np.ones(4, np.float32), "w")
     tensor.raw_data = tensor.raw_data[:-2]
     model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], [tensor])
-    assert "tensor name: w" in refused(model, tmp_path).what
+    assert "weights 'w' of shape [4] cannot be read: they have 14 bytes instead of 16" in refused(model, tmp_path).what
 
 
 def test_weights_longer_than_their_shape_are_refused(tmp_path: Path) -> None:
@@ -239,6 +239,60 @@ def test_an_opset_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert "from opset 20 to 99: " in refused(model_of([relu()]), tmp_path, opset=99).what
 
 
+def saved_outside(arrays: Mapping[str, np.ndarray], nodes: Sequence[onnx.NodeProto], directory: Path) -> Path:
+    """A model whose weights lie in one external file each."""
+    tensors = []
+    for name, array in arrays.items():
+        array.tofile(directory / f"{name}.bin")
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=f"{name}.bin")
+        tensors.append(tensor)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [600]) for name in "xy")
+    graph = helper.make_graph(nodes, "graph", [x], [y], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (directory / "net.onnx").write_bytes(model.SerializeToString())
+    return directory / "net.onnx"
+
+
+@pytest.fixture
+def to_data_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights go to the data file from 1 kB on, in place of 256 MiB."""
+    monkeypatch.setattr(onnx_file, "ONE_FILE_BYTES", 1000)
+
+
+ADD = helper.make_node("Add", ["x", "w"], ["y"], name="add")
+
+
+@pytest.mark.usefixtures("to_data_files")
+@pytest.mark.parametrize("opset", [18, 22])
+def test_a_model_with_external_weights_is_converted_and_they_are_copied(opset: int, tmp_path: Path) -> None:
+    weights = np.arange(600, dtype=np.float32)
+    metrics = export(tmp_path / "out", saved_outside({"w": weights}, [ADD], tmp_path), opset=opset)
+    assert metrics["opset"] == opset
+    assert metrics["initializer_bytes"] == 2400
+    assert (tmp_path / "out" / "model.onnx.data").read_bytes() == weights.tobytes()
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    assert session.run(None, {"x": np.ones(600, np.float32)})[0].tolist() == (weights + 1).tolist()
+
+
+@pytest.mark.usefixtures("to_data_files")
+def test_a_mask_that_is_read_piece_by_piece_is_still_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.onnx_data.PIECE_BYTES", 400)  # 100 numbers
+    mask = np.where(np.arange(600) < 300, 0, -INF).astype(np.float32)
+    export(tmp_path / "out", saved_outside({"w": mask}, [ADD], tmp_path))
+    mask[50] = 1
+    with pytest.raises(StageError, match="weights 'w' are not finite: 0 NaN and 300 infinite of 600 values"):
+        export(tmp_path / "again", saved_outside({"w": mask}, [ADD], tmp_path))
+
+
+@pytest.mark.usefixtures("to_data_files")
+def test_external_weights_of_a_broken_structure_are_not_needed_to_say_so(tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["gone", "w"], ["y"], name="add")
+    with pytest.raises(StageError, match=r"node 'add' \(Add\): Nodes in a graph must be topologically sorted"):
+        export(tmp_path / "out", saved_outside({"w": np.ones(600, np.float32)}, [node], tmp_path))
+
+
 # --- from a torch module ----------------------------------------------------------------------------------------------
 
 MODULES = """
@@ -281,6 +335,35 @@ class NotFinite(Linear):
         super().__init__()
         self.layer.bias.data[1] = float("nan")
 
+class Looks(nn.Module):
+    # Fails where an id is not from 100 to 109.
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(10, 4)
+    def forward(self, ids): return self.words(ids - 100)
+
+class Scaled(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.layer = nn.Linear(4, width)
+    def forward(self, x): return self.layer(x)
+
+class Wide(nn.Module):
+    # 400 MiB of weights.
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5120, 10240, bias=False), nn.Linear(10240, 5120)
+    def forward(self, x): return self.second(torch.relu(self.first(x)))
+
+def tokens(batch, length): return {"ids": 100 + torch.arange(batch * length).reshape(batch, length) % 10}
+def every_size(**sizes): return tokens(**sizes)
+def one_size(): return {"ids": [[100, 109, 103]]}
+def too_long(): return tokens(1, 99)
+def floats(batch, length): return {"ids": torch.ones(batch, length)}
+def misnamed(): return {"tokens": [[100]]}
+def a_list(): return [[100]]
+def failing(batch): raise KeyError(batch)
+
 def broken(): raise ValueError("no such checkpoint\\nand more")
 def number(): return 7
 def weighted(path): return Linear() if path.read_text() == "weights" else None
@@ -304,9 +387,11 @@ def export_module(
     inputs: Mapping[str, Any] = BATCH,
     dims: Mapping[str, Sequence[int]] | None = None,
     weights: Path | None = None,
+    examples: str | None = None,
     **config: Any,
 ) -> tuple[Metrics, onnx.ModelProto]:
     fact = {"kind": "torch", "entry_point": entry_point, "inputs": inputs, "dims": dims or {"batch": [1, 4, 8]}}
+    fact["examples"] = examples
     Path("out").mkdir(exist_ok=True)
     given = {"weights": [weights]} if weights else {}
     metrics = STAGE.run(Job(ExportConfig(**config), given, {"source": fact}, Path("out")))
@@ -456,6 +541,84 @@ def test_the_weights_reach_the_entry_point(torch: Any, tmp_path: Path) -> None:
     (tmp_path / "w").write_text("weights")
     export_module("mods:weighted", weights=tmp_path / "w")
     assert "raised TypeError" in module_refused("mods:weighted").what
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("form", ["state dict", "wrapped", "safetensors"])
+def test_weights_are_loaded_into_a_module_whose_entry_point_takes_no_path(
+    torch: Any, tmp_path: Path, form: str
+) -> None:
+    from safetensors.torch import save_file
+
+    path, state = tmp_path / "weights", {"layer.weight": torch.full((4, 4), 2.0), "layer.bias": torch.zeros(4)}
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if form == "wrapped" else state, path)
+    export_module("mods:Scaled", weights=path)
+    session = onnxruntime.InferenceSession("out/model.onnx")
+    assert session.run(None, {"x": np.ones((1, 4), np.float32)})[0].tolist() == [[8, 8, 8, 8]]
+
+
+@pytest.mark.torch
+def test_weights_of_another_module_and_what_is_no_state_dict_are_one_line(torch: Any, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    torch.save({"layer.weight": torch.zeros(4, 4)}, path)
+    assert "does not fit the module of mods:Scaled: " in (error := module_refused("mods:Scaled", weights=path)).what
+    assert 'Missing key(s) in state_dict: "layer.bias"' in error.what
+    torch.save({"epoch": 3}, path)
+    assert "it holds dict, not tensors by name" in module_refused("mods:Scaled", weights=path).what
+    path.write_bytes(b"no checkpoint")
+    assert "is no state dict: UnpicklingError" in module_refused("mods:Scaled", weights=path).what
+
+
+@pytest.mark.torch
+def test_a_checkpoint_that_would_run_code_is_not_unpickled(torch: Any, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"layer.weight": Trap()}, tmp_path / "weights")
+    assert "is no state dict" in module_refused("mods:Scaled", weights=tmp_path / "weights").what
+    assert not (tmp_path / "sprung").exists()
+
+
+IDS = {"ids": {"shape": ["batch", "length"], "dtype": "int64"}}
+SIZES = {"batch": [1, 2, 4], "length": [1, 3, 9]}
+
+
+@pytest.mark.torch
+def test_a_module_that_refuses_random_inputs_is_exported_with_the_users_own(torch: Any) -> None:
+    assert "mods:Looks: the module fails on ids=[2, 3]" in module_refused("mods:Looks", IDS, SIZES).what
+    for examples in ("mods:tokens", "mods:every_size", "mods:one_size"):
+        metrics, model = export_module("mods:Looks", IDS, SIZES, examples=examples)
+        assert face(model.graph.input) == {"ids": ["batch", "length"]}
+        assert metrics["max_abs_error"] == {"output": 0.0}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        ("mods:too_long", "the example of 'ids' is int64 [1, 99], and model.inputs says int64 ['batch', 'length']"),
+        ("mods:floats", "the example of 'ids' is float32 [2, 3], and model.inputs says int64"),
+        ("mods:misnamed", "mods:misnamed returned ['tokens'], and must return a dict of ['ids']"),
+        ("mods:a_list", "mods:a_list returned list, and must return a dict of ['ids']"),
+        ("mods:failing", "mods:failing(batch=2) raised KeyError: 2"),
+        ("mods:nowhere", "the entry point mods:nowhere cannot be imported"),
+    ],
+)
+def test_examples_that_do_not_fit_are_one_line(torch: Any, examples: str, said: str) -> None:
+    assert said in module_refused("mods:Looks", IDS, SIZES, examples=examples).what
+
+
+@pytest.mark.torch
+def test_a_module_with_large_weights_is_exported_through_files(torch: Any) -> None:
+    metrics, _ = export_module("mods:Wide", {"x": {"shape": ["batch", 5120]}}, {"batch": [1, 2, 3]})
+    assert {path.name for path in Path("out").iterdir()} == {"model.onnx", "model.onnx.data"}
+    assert Path("out/model.onnx").stat().st_size < 100_000
+    assert int(str(metrics["initializer_bytes"])) > 400 << 20
+    Path("out/model.onnx.data").unlink()
 
 
 @pytest.mark.torch

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from stages import calibrate, cast, surgery
+from stages import ranges as ranges_stage
 from stages.quantize import STAGE, QuantizeConfig
 from stages.stage import StageError
 from tests.stages.rewriting import DIGITS, TARGETS, outputs, parsed, plan_bytes, residual_block, run, saved, sqnr
@@ -30,11 +31,18 @@ def data_for(model: onnx.ModelProto, samples: int = 64) -> dict[str, np.ndarray]
     return {value.name: np.random.default_rng(1).standard_normal((samples, *dims)).astype(dtype)}
 
 
+def ranges_of(path: Path, data: Path, out: Path, batch_size: int | None) -> Path:
+    """What calibrate and ranges make of `data`."""
+    config = calibrate.CalibrateConfig(batch_size)
+    histograms, _ = run(calibrate.STAGE, out, config, onnx=path, calibration=data)
+    return run(ranges_stage.STAGE, out, ranges_stage.RangesConfig("mse"), onnx=path, histograms=histograms)[0]
+
+
 def quantized(model: onnx.ModelProto, tmp_path: Path, **config: Any) -> tuple[Path, dict[str, Any]]:
     """Surgery-less: calibrates and quantizes `model` as it is."""
     np.savez(tmp_path / "data.npz", **data_for(model))
     path = saved(model, tmp_path / "in.onnx")
-    ranges, _ = run(calibrate.STAGE, tmp_path / "ranges", onnx=path, calibration=tmp_path / "data.npz")
+    ranges = ranges_of(path, tmp_path / "data.npz", tmp_path / "ranges", None)
     return run(STAGE, tmp_path / "out", QuantizeConfig(**config), onnx=path, ranges=ranges)
 
 
@@ -241,13 +249,7 @@ def test_a_residual_block_keeps_its_results_and_builds(tmp_path: Path, projectio
 @pytest.mark.parametrize("precision", [None, "fp16", "bf16"])
 def test_the_digits_keep_their_accuracy_in_int8_and_build(tmp_path: Path, precision: str | None) -> None:
     clean, _ = run(surgery.STAGE, tmp_path / "surgery", onnx=DIGITS / "digits.onnx")
-    ranges, _ = run(
-        calibrate.STAGE,
-        tmp_path / "ranges",
-        calibrate.CalibrateConfig(batch_size=32),
-        onnx=clean,
-        calibration=DIGITS / "calibration.npz",
-    )
+    ranges = ranges_of(clean, DIGITS / "calibration.npz", tmp_path / "ranges", 32)
     path, metrics = run(STAGE, tmp_path / "int8", onnx=clean, ranges=ranges)
     if precision:
         path, _ = run(cast.STAGE, tmp_path / precision, cast.CastConfig(precision), onnx=path)
