@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import onnx
 import pytest
 
+from artifacts import digest
+from stages import backends
+from stages.gpus import gpus
 from tests.stages.rewriting import DIGITS, parsed
 
 THEN = "steps.surgery.config.then"
@@ -65,6 +69,28 @@ def test_plugins_are_refused_on_rtx_before_anything_runs(built):
     assert ran.code == 2
     assert "tensorrt_rtx has no plugins" in ran.err
     assert built.records() == before
+
+
+PLUGINS = """
+void *const *getCreators(int *count) { *count = 0; return 0; }
+void setLoggerFinder(void *finder) { (void)finder; }
+"""
+"""The least that TensorRT takes for a library of plugins: one that has none."""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not gpus().found or not backends.installed_version("tensorrt"), reason="no GPU, or TensorRT is not installed"
+)
+def test_a_plugin_library_is_loaded_into_the_builder_and_is_in_the_key(forge):
+    source, library = forge.home / "mine.c", forge.home / "libmine.so"
+    source.write_text(PLUGINS)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    given = ("flow=fp32", "targets=[local]", "backend=tensorrt", f"model.plugins=[{library}]")
+    ran = forge.build(*given)
+    assert ran.code == 0, ran.err
+    record = forge("inspect", "--json", ran.step("build", "local")["key"], *given).document
+    assert record["inputs"]["plugins"] == [digest.of_file(library)]
 
 
 def test_inspect_lists_what_the_parser_refuses_and_ends_with_1(built):
