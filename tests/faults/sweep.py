@@ -178,8 +178,8 @@ def main() -> None:
         except AssertionError as error:
             bad.append(str(error))
             print(error, file=sys.stderr, flush=True)
-        for directory in root.glob(f"störe {at}*"):
-            shutil.rmtree(directory)
+        for name in ("", " remote", " other"):
+            shutil.rmtree(root / f"störe {at}{name}", ignore_errors=True)
     print(json.dumps({"operations": at - 1, "bad": bad}))
 
 
