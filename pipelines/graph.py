@@ -89,7 +89,7 @@ def expand(config: Config, targets: Sequence[BuildTarget], files: Files) -> list
         ConfigError: A step names an input, an output or another step that is not there, or the steps form a circle.
     """
     per_target = is_per_target(config)
-    order = _ordered(config)
+    order = list(per_target)
     shared = [_node(config, name, None, files, per_target) for name in order if not per_target[name]]
     single = [
         _node(config, name, target, files, per_target) for name in order if per_target[name] for target in targets
