@@ -72,15 +72,15 @@ def test_who_waits_is_told_for_whom(url: str) -> None:
 
 
 def test_a_holder_that_lives_is_not_robbed_however_long_it_takes(url: str) -> None:
-    with running(HOLDER, url, "there", 1) as holder:
+    with running(HOLDER, url, "there", 3) as holder:
         assert said(holder) == "1"
         started = time.monotonic()
 
         def waiting(told: str) -> None:
-            if time.monotonic() - started > 3:
+            if time.monotonic() - started > 5:
                 raise GivenUp(told)
 
-        with pytest.raises(GivenUp), lease.held(Remote(url, 60), "k", "me", "here", 1, waiting):
+        with pytest.raises(GivenUp), lease.held(Remote(url, 60), "k", "me", "here", 3, waiting):
             pass
 
 

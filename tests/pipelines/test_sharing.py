@@ -155,8 +155,8 @@ def test_machines_that_build_the_same_at_the_same_time_build_each_key_once(tmp_p
 def test_when_the_machine_that_builds_dies_another_takes_over(tmp_path: Path, url: str) -> None:
     log = tmp_path / "log"
     with (
-        running(SHARING, tmp_path / "one", url, log, 60, 1) as lost,
-        running(SHARING, tmp_path / "two", url, log, 0, 1) as other,
+        running(SHARING, tmp_path / "one", url, log, 60, 3) as lost,
+        running(SHARING, tmp_path / "two", url, log, 0, 3) as other,
     ):
         assert said(lost) == said(other) == "ready"
         go(lost)
