@@ -96,8 +96,7 @@ class Exchange:
         """
         theirs = dict(zip(refs, self._keys_of(list(refs)), strict=True))
         moved = {name: key for name, key in refs.items() if theirs[name] != key}
-        known = {key for key in theirs.values() if key} if moved else set()
-        made = {key: _finished(self._record(key)) for key in known}
+        made = {key: _finished(self._record(key)) for key in {theirs[name] for name in moved} if key}
         later = {name for name in moved if made.get(theirs[name], "") > _finished(self.store.record(moved[name]))}
         self.remote.write_all({f"refs/{name}": f"{moved[name]}\n".encode() for name in moved.keys() - later})
 

@@ -329,10 +329,9 @@ def doctor(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool)
 
 
 def _inspect_operators(what: str, overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
-    from conf.compose import compose
     from pipelines.inspection import operators, print_operators
 
-    found = operators(what, compose(overrides, config_dirs), _stop)
+    found = operators(what, _config(overrides, config_dirs), _stop)
     print(json.dumps(found, indent=1)) if as_json else print_operators(found)
     return Exit.STEP_FAILED if found["refused"] else Exit.DONE
 

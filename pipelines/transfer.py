@@ -81,17 +81,9 @@ def pull(session: Session, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """
     exchange = _exchange(session.config.store, session.store)
     damaged: list[dict[str, str]] = []
-
-    def fetch(key: str) -> Record | None:
-        try:
-            return exchange.fetch(key, _patience(stop))
-        except DamagedRemoteError as error:
-            damaged.append({"key": key, "what": error.what})
-        return None
-
     session.claim()
     try:
-        fetched = _follow(session, fetch, reporter, stop)
+        fetched = _follow(session, lambda key: _fetch(exchange, key, damaged, stop), reporter, stop)
         if session.up_to_date:
             session.settle()
     finally:
@@ -145,11 +137,7 @@ def pull_all(config: StoreConfig, store: Store, reporter: Reporter, stop: Event)
     fetched: list[Record] = []
 
     def fetch(key: str) -> None:
-        try:
-            record = exchange.fetch(key, _patience(stop))
-        except DamagedRemoteError as error:
-            damaged.append({"key": key, "what": error.what})
-            return
+        record = _fetch(exchange, key, damaged, stop)
         if record is not None:
             fetched.append(record)
 
@@ -162,6 +150,15 @@ def pull_all(config: StoreConfig, store: Store, reporter: Reporter, stop: Event)
         "damaged": damaged,
         "names": len(exchange.fetch_refs()),
     }
+
+
+def _fetch(exchange: Exchange, key: str, damaged: list[dict[str, str]], stop: Event) -> Record | None:
+    """Fetches a record; what the remote holds of it in vain is noted in `damaged`."""
+    try:
+        return exchange.fetch(key, _patience(stop))
+    except DamagedRemoteError as error:
+        damaged.append({"key": key, "what": error.what})
+    return None
 
 
 def compare(session: Session) -> dict[str, Any]:

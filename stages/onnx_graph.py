@@ -108,6 +108,11 @@ def reads(node: NodeProto) -> set[str]:
     return {name for name in node.input if name} | captures(node)
 
 
+def inner_names(graph: GraphProto) -> set[str]:
+    """The names that subgraphs of `graph` give to their own: one of `graph` that is the same is hidden there."""
+    return {name for node in graph.node for inner in subgraphs(node) for name in own_names(inner)}
+
+
 def captured(graph: GraphProto) -> set[str]:
     """The names of `graph` that subgraphs read."""
     return set().union(*(captures(node) for node in graph.node))

@@ -20,9 +20,7 @@ def deduplicate(model: ModelProto, options: NoOptions) -> Metrics:
     """
     graph = model.graph
     returned = {value.name for value in graph.output}
-    hidden = {
-        name for node in graph.node for inner in onnx_graph.subgraphs(node) for name in onnx_graph.own_names(inner)
-    }
+    hidden = onnx_graph.inner_names(graph)
     first: dict[object, str] = {}
     new_name: dict[str, str] = {}
     for tensor in graph.initializer:

@@ -26,9 +26,7 @@ def _drop(graph: GraphProto, version: int) -> int:
     returned = {value.name for value in graph.output}
     made = {name for node in graph.node for name in node.output} - returned
     # A subgraph may have a tensor of its own of the name that it would read from here.
-    hidden = {
-        name for node in graph.node for inner in onnx_graph.subgraphs(node) for name in onnx_graph.own_names(inner)
-    }
+    hidden = onnx_graph.inner_names(graph)
     new_name: dict[str, str] = {}
     gone = set()
     for node in aliases:

@@ -17,9 +17,7 @@ def merge_equal(model: ModelProto, options: NoOptions) -> Metrics:
     """Keeps the first of each, in one pass over the sorted graph; what makes an output of the model stays."""
     graph = model.graph
     returned = {value.name for value in graph.output}
-    hidden = {
-        name for node in graph.node for inner in onnx_graph.subgraphs(node) for name in onnx_graph.own_names(inner)
-    }
+    hidden = onnx_graph.inner_names(graph)
     first: dict[object, NodeProto] = {}
     new_name: dict[str, str] = {}
     kept = []
