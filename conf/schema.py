@@ -10,7 +10,7 @@ from enum import Enum
 from math import inf
 from typing import Any, Optional
 
-from stages.allowed import require
+from stages.allowed import require, require_size
 from stages.gates import Gates
 
 # A mapping whose values are dataclasses says so in a comment: an override cannot add a whole entry to one that says it
@@ -138,15 +138,23 @@ class Step:
             `model.<onnx|weights|source|calibration|ranges|holdout>`.
         config: The stage's own config; checked against the stage's dataclass.
         time_limit_s: The step is stopped and failed after so many seconds. Not part of the key.
+        stall_limit_s: The same after so many seconds without any progress; null: no such limit. Not part of the key.
+        memory_limit: The same once its process holds more memory than that, such as `8GiB`; null: no limit. Not part
+            of the key.
     """
 
     stage: str = MISSING
     inputs: dict[str, str] = field(default_factory=dict)
     config: Any = field(default_factory=dict)
     time_limit_s: float = 3600.0
+    stall_limit_s: Optional[float] = None
+    memory_limit: Optional[str] = None
 
     def __post_init__(self) -> None:
         require(0 < self.time_limit_s < inf, "time_limit_s", self.time_limit_s, "finite, above 0")
+        stall = self.stall_limit_s
+        require(stall is None or 0 < stall < inf, "stall_limit_s", stall, "finite, above 0, or null")
+        require_size(self, "memory_limit")
 
 
 @dataclass
@@ -198,6 +206,7 @@ class StoreConfig:
     def __post_init__(self) -> None:
         require(0 < self.remote_limit_s < inf, "remote_limit_s", self.remote_limit_s, "finite, above 0")
         require(0 < self.lease_s < inf, "lease_s", self.lease_s, "finite, above 0")
+        require_size(self, "budget")
 
 
 @dataclass

@@ -33,15 +33,45 @@ DEBUG = "TRTFORGE_DEBUG"
 _GRACE_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 _LOG_LINES = 3
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a child is ended that has not ended by itself.
+
+    Attributes:
+        time_s: After so long.
+        stall_s: After so long without a word of progress; None: never.
+        memory_bytes: Once it holds more resident memory, as seen every 50 ms; None: never.
+    """
+
+    time_s: float = 3600.0
+    stall_s: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a child took.
+
+    Attributes:
+        peak_bytes: The most resident memory that it held: mapped files count.
+        cpu_s: Its processor seconds, and those of what it started.
+    """
+
+    peak_bytes: int
+    cpu_s: float
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came back: metrics, the directory of the outputs and the log."""
+    """What came back: metrics, the directory of the outputs, the log, and what it took."""
 
     metrics: Metrics
     out: Path
     log: Path
+    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -54,7 +84,56 @@ class Work:
     inputs: Mapping[str, Sequence[Path]]
     facts: Mapping[str, Any]
     directory: Path
-    time_limit_s: float
+    limits: Limits = Limits()
+
+
+class _LimitReachedError(Exception):
+    """A child has to be ended: `what` it did, and the override that would allow it more."""
+
+    def __init__(self, what: str, override: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.override = override
+
+
+@dataclass
+class _Watch:
+    """What the parent sees of a running child.
+
+    Attributes:
+        pid: The child.
+        limits: What it is held to.
+        started: When it began, on the monotonic clock.
+        heard: When it last said something.
+        peak_bytes: The most memory that it was seen with.
+    """
+
+    pid: int
+    limits: Limits
+    started: float
+    heard: float
+    peak_bytes: int = 0
+
+    def look(self) -> None:
+        """Raises `_LimitReachedError` where the child is over a limit."""
+        now, limits = time.monotonic(), self.limits
+        held = _resident_bytes(self.pid)
+        self.peak_bytes = max(self.peak_bytes, held)
+        if now > self.started + limits.time_s:
+            raise _LimitReachedError(f"its time limit of {limits.time_s:g} s", f"time_limit_s={2 * limits.time_s:g}")
+        if limits.stall_s is not None and now > self.heard + limits.stall_s:
+            raise _LimitReachedError(f"{limits.stall_s:g} s without progress", f"stall_limit_s={2 * limits.stall_s:g}")
+        if limits.memory_bytes is not None and held > limits.memory_bytes:
+            allowed = f"{limits.memory_bytes / 2**20:,.0f} MiB"
+            more = f"memory_limit={2 * limits.memory_bytes // 2**20 + 1}MiB"
+            raise _LimitReachedError(f"it held {held / 2**20:,.0f} MiB of memory; its limit is {allowed}", more)
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):  # it has just ended
+        return 0
 
 
 def log_of(directory: Path) -> Path:
@@ -82,16 +161,22 @@ def run(work: Work, progress: Progress, stop: Event) -> Result:
     started = time.monotonic()
     with log.open("wb") as sink:
         process, pipe = _start(job, sink)
+        watch = _Watch(process.pid, work.limits, started, started)
         with pipe:
             try:
-                answer = _listen(process, pipe, progress, stop, started + work.time_limit_s)
+                answer = _listen(process, pipe, progress, stop, watch)
+            except _LimitReachedError as over:
+                step = work.name.partition("[")[0]
+                raise StageError(
+                    f"{work.name}: stopped after {over.what}", f"allow it more: steps.{step}.{over.override}"
+                ) from None
             finally:
                 _end(process)
-    metrics = _judge(work, answer, process.returncode, time.monotonic() - started, log)
+    metrics = _judge(work, answer, process.returncode, watch, log)
     for name, file in work.stage.outputs.items():
         if not (out / file).is_file():
             raise StageError(f"{work.name}: stage {work.stage.name} wrote no output {name} ({file})", "report this bug")
-    return Result(metrics, out, log)
+    return Result(metrics, out, log, Usage(max(watch.peak_bytes, answer["peak_bytes"]), answer["cpu_s"]))
 
 
 def _job(work: Work, out: Path) -> dict[str, Any]:
@@ -126,18 +211,22 @@ def _start(job: Path, sink: IO[bytes]) -> tuple[subprocess.Popen[bytes], IO[byte
 
 
 def _listen(
-    process: subprocess.Popen[bytes], pipe: IO[bytes], progress: Progress, stop: Event, deadline: float
-) -> dict[str, Any] | None:
-    """Passes progress on until the child ends; returns its last word, or None if it said none."""
-    answer: dict[str, Any] | None = None
+    process: subprocess.Popen[bytes], pipe: IO[bytes], progress: Progress, stop: Event, watch: _Watch
+) -> dict[str, Any]:
+    """Passes progress on until the child ends; returns its last word, empty if it said none.
+
+    Raises:
+        InterruptedBuildError: `stop` was set.
+        _LimitReachedError: The child is over a limit.
+    """
+    answer: dict[str, Any] = {}
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while True:
             if stop.is_set():
                 raise InterruptedBuildError
-            if time.monotonic() > deadline:
-                return {"late": True}
+            watch.look()
             if not selector.select(_POLL_SECONDS):
                 if process.poll() is not None:  # a process that it started holds the pipe open
                     break
@@ -145,13 +234,15 @@ def _listen(
             chunk = os.read(pipe.fileno(), 1 << 16)
             if not chunk:
                 break
+            watch.heard = time.monotonic()
             *lines, rest = (rest + chunk).split(b"\n")
             for message in map(json.loads, lines):
                 if "phase" in message:
                     progress(message["phase"], message["fraction"])
                 else:
                     answer = message
-    while process.poll() is None and not stop.is_set() and time.monotonic() < deadline:
+    while process.poll() is None and not stop.is_set():
+        watch.look()
         time.sleep(_POLL_SECONDS / 10)
     return answer
 
@@ -168,24 +259,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)  # what it started and left behind
 
 
-def _judge(work: Work, answer: dict[str, Any] | None, code: int, seconds: float, log: Path) -> Metrics:
-    if answer is not None and "late" in answer:
-        raise StageError(
-            f"{work.name}: stopped after its time limit of {work.time_limit_s:g} s",
-            f"allow it more: steps.{work.name.partition('[')[0]}.time_limit_s={2 * work.time_limit_s:g}",
-        )
-    if answer is not None and "error" in answer:
+def _judge(work: Work, answer: Mapping[str, Any], code: int, watch: _Watch, log: Path) -> Metrics:
+    if "error" in answer:
         raise StageError(f"{work.name}: {answer['error']}", answer["next_step"])
-    if answer is not None and "metrics" in answer and code == 0:
+    if "metrics" in answer and code == 0:
         return dict(answer["metrics"])
-    raise StageError(f"{work.name}: {_death(code)} after {seconds:.1f} s{_last_words(log)}", "read its whole log")
+    seconds, death = time.monotonic() - watch.started, _death(code, watch.peak_bytes)
+    raise StageError(f"{work.name}: {death} after {seconds:.1f} s{_last_words(log)}", "read its whole log")
 
 
-def _death(code: int) -> str:
+def _death(code: int, peak_bytes: int) -> str:
     if code >= 0:
         return f"its process ended with exit code {code}"
     name = signal.Signals(-code).name
-    why = " (out of memory?)" if code == -signal.SIGKILL else ""
+    why = f" (out of memory? It held {peak_bytes / 2**20:,.0f} MiB)" if code == -signal.SIGKILL else ""
     return f"its process was killed by {name}{why}"
 
 
@@ -222,7 +309,14 @@ def main(job_path: str) -> None:
             if DEBUG in os.environ:
                 traceback.print_exc()
             return
-        say({"metrics": metrics})
+        say({"metrics": metrics, **_own_usage()})
+
+
+def _own_usage() -> dict[str, Any]:
+    """As `Usage`. Of this process: `ru_maxrss` would be the parent's where that was larger when it forked."""
+    status = Path("/proc/self/status").read_text()
+    peak_kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return {"peak_bytes": int(peak_kib) * 1024, "cpu_s": round(sum(os.times()[:4]), 3)}
 
 
 def restored(schema: type[Any], values: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
@@ -175,7 +175,7 @@ class Workshop:
             inputs[name] = [self.store.path(blob) for blob in blobs]
         with self.store.scratch() as directory:
             started = time.monotonic()
-            work = child.Work(node.id, node.stage, node.config, inputs, question["facts"], directory, node.time_limit_s)
+            work = child.Work(node.id, node.stage, node.config, inputs, question["facts"], directory, node.limits)
             try:
                 result = child.run(work, progress, self.stop)
             except StageError as error:
@@ -199,6 +199,7 @@ class Workshop:
                 "inputs": dict(node.inputs),
                 "origins": dict(self.origins(node)),
                 "seconds": round(seconds, 3),
+                **asdict(result.usage),
                 "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 **self.provenance,
             },

@@ -10,9 +10,11 @@ from typing import Any
 from conf.errors import ConfigError, suggest
 from conf.schema import Config, Step
 from pipelines import sources
+from pipelines.child import Limits
 from pipelines.sources import Files
 from pipelines.targets import BuildTarget
 from stages import STAGES
+from stages.sizes import size_bytes
 from stages.stage import Stage
 
 MODEL = "model"
@@ -37,7 +39,7 @@ class Node:
         target: None for a step that all targets share.
         upstream: Inputs that other nodes make.
         files: Inputs that are the model's own files.
-        time_limit_s: The step is stopped after so many seconds.
+        limits: When the step is stopped.
         inputs: All inputs as the flow names them: `surgery.onnx`, `model.calibration`.
     """
 
@@ -47,7 +49,7 @@ class Node:
     target: BuildTarget | None = None
     upstream: Mapping[str, Upstream] = field(default_factory=dict)
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
-    time_limit_s: float = 3600.0
+    limits: Limits = field(default_factory=Limits)
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -168,7 +170,12 @@ def _node(config: Config, name: str, target: BuildTarget | None, files: Files, p
         if given in stage.optional and given not in own and (implied := _implied(given, step, files)):
             own[given] = implied
     inputs = {given: step.inputs.get(given, f"{MODEL}.{given}") for given in (*upstream, *own)}
-    return Node(name, stage, step.config, target, upstream, own, step.time_limit_s, inputs)
+    return Node(name, stage, step.config, target, upstream, own, _limits(step), inputs)
+
+
+def _limits(step: Step) -> Limits:
+    memory = None if step.memory_limit is None else size_bytes(step.memory_limit)
+    return Limits(step.time_limit_s, step.stall_limit_s, memory)
 
 
 def _implied(given: str, step: Step, files: Files) -> Sequence[Path]:

@@ -21,13 +21,12 @@ from conf.errors import ConfigError
 from pipelines.document import console, in_bytes
 from pipelines.errors import InterruptedBuildError
 from pipelines.reporting import Reporter
+from stages.sizes import size_bytes
 
 GC_WAITS_SECONDS = 60.0
 """A build keeps gc out for as long as it takes to hash and move one output; a minute is 100 GB."""
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_BYTES = {"": 1, "B": 1, **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)}}
-_BYTES |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,13 @@ def limits(older_than: str, budget: str | None) -> Limits:
     """What `--older-than` and `store.budget` say.
 
     Raises:
-        ConfigError: One of them is no age, or no size.
+        ConfigError: The first is no age.
     """
-    age = _amount(older_than, _SECONDS, "--older-than", "30d")
-    return Limits(age, None if budget is None else int(_amount(budget, _BYTES, "store.budget", "50GiB")))
+    age = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z])", older_than.strip())
+    if age is None or age[2] not in _SECONDS:
+        units = ", ".join(_SECONDS)
+        raise ConfigError(f"--older-than={older_than}: a number and one of {units} are allowed", "such as 30d")
+    return Limits(float(age[1]) * _SECONDS[age[2]], None if budget is None else size_bytes(budget))
 
 
 def collect(
@@ -182,11 +184,3 @@ def print_collection(found: dict[str, Any]) -> None:
     if found["bytes_over_budget"]:
         over = in_bytes(found["bytes_over_budget"])
         screen.print(f"{over} over the budget: refs reach the rest; --forget 'plans/…' drops refs you need no more")
-
-
-def _amount(text: str, units: dict[str, int], name: str, example: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip())
-    if match is None or match[2] not in units:
-        known = ", ".join(unit for unit in units if unit)
-        raise ConfigError(f"{name}={text}: a number and one of {known} are allowed", f"such as {name}={example}")
-    return float(match[1]) * units[match[2]]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 _READ_AT_THE_END = "gates are held against metrics that are kept; no step's answer depends on them"
+_FAILS = "a step that goes beyond it fails, and failures are not kept"
 _CONTENT = "what the file holds is in the key; where it lies is not"
 
 NOT_KEYED: Mapping[str, str] = {
@@ -19,7 +20,9 @@ NOT_KEYED: Mapping[str, str] = {
     "model.holdout.path": _CONTENT,
     "model.ranges": _CONTENT,
     "targets.*.name": "the facts of a target count, not what people call it",
-    "steps.*.time_limit_s": "a step that takes too long fails, and failures are not kept",
+    "steps.*.time_limit_s": _FAILS,
+    "steps.*.stall_limit_s": _FAILS,
+    "steps.*.memory_limit": _FAILS,
     "gates.*": _READ_AT_THE_END,
     "store.*": "where an answer is kept does not change it",
     "runner": "the same steps run, with Prefect or without",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from stages.sizes import SIZES, size_bytes
+
 
 class NotAllowedError(ValueError):
     """A field of a config has a value that it may not have.
@@ -64,6 +66,16 @@ def require_word(config: Any, key: str, words: Sequence[str]) -> None:
         NotAllowedError: It is another word.
     """
     _require_or_null(config, key, lambda value: value in words, ", ".join(words))
+
+
+def require_size(config: Any, *keys: str) -> None:
+    """Holds these fields of `config` to an amount of bytes, such as `8GiB`; one whose default is None may be None.
+
+    Raises:
+        NotAllowedError: One is no amount.
+    """
+    for key in keys:
+        _require_or_null(config, key, lambda value: size_bytes(value) is not None, f"{SIZES}, such as 8GiB")
 
 
 def _require_or_null(config: Any, key: str, holds: Callable[[Any], bool], allowed: str) -> None:

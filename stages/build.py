@@ -182,7 +182,8 @@ class _Builder:
         if self.monitor.error is not None:
             raise self.monitor.error
         if plan_bytes is None:
-            raise build_error(self.logger.errors, self.backend, self.compute_capability)
+            workspace_bytes = self.config.get_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE)
+            raise build_error(self.logger, self.backend, self.compute_capability, workspace_bytes)
         destination.write_bytes(memoryview(plan_bytes))
 
     def _flag(self, name: str, on: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from stages import backends
@@ -26,33 +27,85 @@ _DATATYPES = {"b16": "bf16", "fp8_e4m3": "fp8", "fp4_e2m1": "nvfp4", "int4": "in
 """TensorRT-RTX's names of the types that not every capability has, as `gpus.PRECISIONS` calls them."""
 
 
+_TACTIC = re.compile(r"insuff?icient memory on requested size of (\d+) detected for tactic (\w+)")
+_DEVICE = re.compile(r"Tactic Device request: (\d+)MB Available: (\d+)MB")
+"""What TensorRT 8 to 10 warn of when a tactic does not fit; the first counts bytes since 9, MB before."""
+
+_NO_TACTIC = re.compile(r"Could not find any implementation for node (\S+?)[.)]*(?: |$)")
+_OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation", re.IGNORECASE)
+
+
+@dataclass
+class Memory:
+    """The largest amount of device memory that a tactic asked for in vain.
+
+    Attributes:
+        wanted_bytes: How much.
+        free_bytes: How much of it the device had; None where the log does not say.
+        tactic: Which one; None where the log does not say.
+    """
+
+    wanted_bytes: int = 0
+    free_bytes: int | None = None
+    tactic: str | None = None
+
+    def hear(self, message: str) -> None:
+        """Takes note of what a line of the log says about it."""
+        if found := _DEVICE.search(message):
+            wanted, free = (int(number) * 2**20 for number in found.groups())
+            if wanted > self.wanted_bytes:
+                self.wanted_bytes, self.free_bytes, self.tactic = wanted, free, None
+        elif found := _TACTIC.search(message):
+            size = int(found[1])
+            wanted = size if size >= 2**20 else size * 2**20
+            # The two lines of one tactic give the same size, one of them rounded to whole MB.
+            if wanted > self.wanted_bytes + 2**20:
+                self.wanted_bytes, self.free_bytes, self.tactic = wanted, None, found[2]
+            elif wanted > self.wanted_bytes - 2**20:
+                self.tactic = found[2]
+
+
 def make_logger(trt: Any) -> Any:
     """An `ILogger` that prints every message to stderr and keeps the errors in `logger.errors`, in order.
 
-    Its `errors` are without the noise that every machine without a driver makes.
+    Its `errors` are without the noise that every machine without a driver makes; its `memory` is what tactics lacked.
     """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.memory = Memory()
 
         def log(self, severity: Any, message: str) -> None:
             print(f"[{severity.name}] {message}", file=sys.stderr)
+            self.memory.hear(message)
             if int(severity) <= int(trt.ILogger.Severity.ERROR) and not _NOISE.search(message):
                 self.errors.append(message)
 
     return Logger()
 
 
-def build_error(errors: list[str], backend: str, compute_capability: str) -> StageError:
-    """Why a build returned None, in words that name the target."""
+def build_error(logger: Any, backend: str, compute_capability: str, workspace_bytes: int) -> StageError:
+    """Why a build returned None, in words that name the target.
+
+    Args:
+        logger: As `make_logger` made it.
+        backend: Who built.
+        compute_capability: Of the target.
+        workspace_bytes: The limit of the workspace.
+    """
     target = f"sm_{compute_capability.replace('.', '')}"
-    for message in errors:
-        known = _turing_gemm(message, target) or _datatypes(message, target) or _known(message)
+    for message in logger.errors:
+        known = (
+            _turing_gemm(message, target)
+            or _datatypes(message, target)
+            or _out_of_memory(message, logger.memory, workspace_bytes)
+            or _known(message)
+        )
         if known:
             return known
-    said = plain(errors[0]) if errors else "the builder gave no plan and no reason"
+    said = plain(logger.errors[0]) if logger.errors else "the builder gave no plan and no reason"
     return StageError(f"{backend} cannot build this model for {target}: {said}", "the step's log has all it said")
 
 
@@ -84,6 +137,28 @@ def _datatypes(message: str, target: str) -> StageError | None:
         f"{target} cannot compute in {', '.join(names)}, which this model does",
         "; ".join(needs) or "use another precision",
     )
+
+
+def _out_of_memory(message: str, memory: Memory, workspace_bytes: int) -> StageError | None:
+    """Device memory, of which TensorRT warns when it skips a tactic, and which only the last error makes a failure."""
+    node = _NO_TACTIC.search(message)
+    if not _OUT_OF_MEMORY.search(message) and not (node and memory.wanted_bytes):
+        return None
+    facts = [f"no tactic is left for node {node[1]!r}"] if node else [plain(message)]
+    if memory.wanted_bytes:
+        facts.append(f"{f'tactic {memory.tactic}' if memory.tactic else 'one'} wanted {_gib(memory.wanted_bytes)}")
+    if memory.free_bytes is not None:
+        facts.append(f"the device had {_gib(memory.free_bytes)} free")
+    facts.append(f"the workspace is {_gib(workspace_bytes)}")
+    lower = "lower the max of the profiles (model.dims), free memory on the device, or build on a larger one"
+    short = workspace_bytes < memory.wanted_bytes
+    return StageError(
+        f"out of device memory: {', '.join(facts)}", f"raise the workspace, or {lower}" if short else lower
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _known(message: str) -> StageError | None:

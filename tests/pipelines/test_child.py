@@ -36,7 +36,7 @@ stages.STAGES = {{**stages.STAGES, "made": Stage("made", 1, Config, run, (), {{"
 def made(tmp_path, monkeypatch):
     """Makes a stage `made` of a function body, in the parent's list and in the child's."""
 
-    def make(body, limit=30.0, text=""):
+    def make(body, limits=None, text=""):
         (tmp_path / "hook").mkdir()
         (tmp_path / "hook/sitecustomize.py").write_text(MODULE.format(body=body))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hook"))
@@ -44,7 +44,9 @@ def made(tmp_path, monkeypatch):
         exec(MODULE.format(body=body).replace("stages.STAGES = ", "made = "), namespace)  # noqa: S102
         stage = namespace["made"]["made"]
         (tmp_path / "work").mkdir()
-        return child.Work("made[l4]", stage, namespace["Config"](text), {}, {}, tmp_path / "work", limit)
+        return child.Work(
+            "made[l4]", stage, namespace["Config"](text), {}, {}, tmp_path / "work", limits or child.Limits(30.0)
+        )
 
     return make
 
@@ -92,11 +94,37 @@ def test_a_traceback_is_kept_only_when_it_is_asked_for(made, monkeypatch):
 
 
 def test_a_time_limit_ends_a_child_that_ignores_sigterm(made):
-    work = made("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", limit=1.0)
+    work = made(
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", limits=child.Limits(1.0)
+    )
     started = time.monotonic()
     with pytest.raises(StageError, match=r"time limit of 1 s"):
         child.run(work, silent, Event())
     assert time.monotonic() - started < 5
+
+
+def test_a_child_that_reports_nothing_any_more_is_stopped(made):
+    body = "import time; [(job.progress('busy', None), time.sleep(0.1)) for _ in range(15)]; time.sleep(60)"
+    started = time.monotonic()
+    with pytest.raises(StageError, match="after 1 s without progress") as failed:
+        child.run(made(body, child.Limits(stall_s=1.0)), silent, Event())
+    assert 2.4 < time.monotonic() - started < 20
+    assert failed.value.next_step == "allow it more: steps.made.stall_limit_s=2"
+
+
+def test_a_child_that_holds_too_much_memory_is_stopped(made):
+    body = "import time; held = bytearray(300 * 2**20); time.sleep(60)"
+    with pytest.raises(StageError, match=r"it held \d+ MiB of memory; its limit is 256 MiB") as failed:
+        child.run(made(body, child.Limits(memory_bytes=2**28)), silent, Event())
+    assert failed.value.next_step == "allow it more: steps.made.memory_limit=513MiB"
+
+
+def test_memory_and_processor_time_come_back(made):
+    body = "held = bytearray(200 * 2**20); sum(range(10**7)); (job.out / 'out.txt').touch(); return {}"
+    ballast = bytearray(400 * 2**20)  # what the parent holds is not the child's
+    usage = child.run(made(body), silent, Event()).usage
+    assert len(ballast) > usage.peak_bytes > 200 * 2**20
+    assert 0.05 < usage.cpu_s < 10
 
 
 def test_stop_ends_the_child_at_once(made):
@@ -116,7 +144,7 @@ def test_a_grandchild_that_keeps_the_pipe_open_does_not_hold_the_parent_up(made)
     body = "import subprocess, os; subprocess.Popen(['sleep', '30'], close_fds=False); os._exit(7)"
     started = time.monotonic()
     with pytest.raises(StageError, match="exit code 7"):
-        child.run(made(body, limit=10.0), silent, Event())
+        child.run(made(body, limits=child.Limits(10.0)), silent, Event())
     assert time.monotonic() - started < 8
 
 

@@ -196,6 +196,8 @@ CHANGES = {
     "steps.*.config.build.refit": lambda path, *_: f"{path}=any",
     "steps.*.config.build.profiling_verbosity": lambda path, *_: f"{path}=detailed",
     "store.root": lambda path, value, tmp_path: f"{path}='{tmp_path / 'other'}'",
+    "steps.*.memory_limit": lambda path, *_: f"{path}=9GiB",
+    "store.budget": lambda path, *_: f"{path}=9GiB",
     "flow": lambda *_: "flow=bf16",
 }
 """Where another value of the type would not do."""
