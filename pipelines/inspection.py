@@ -124,7 +124,7 @@ def operators(what: str, config: Config, stop: Event) -> dict[str, Any]:
     stage = STAGES["operators"]
     facts = {"backend": backend, "backend_version": version}
     with TemporaryDirectory() as directory:
-        work = child.Work("inspect", stage, stage.config(), inputs, facts, Path(directory), 600.0)
+        work = child.Work("inspect", stage, stage.config(), inputs, facts, Path(directory), child.Limits(600.0))
         result = child.run(work, lambda phase, fraction: None, stop)
         found: dict[str, Any] = json.loads((result.out / stage.outputs["operators"]).read_text())
     return {"ok": not found["refused"], "path": str(inputs["onnx"][0]), **found}
