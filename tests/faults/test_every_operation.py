@@ -26,7 +26,7 @@ FAULTS = {
     "broken disk for good": (errno.EIO, "onwards"),
     "suddenly read-only": (errno.EROFS, "onwards"),
 }
-QUICK = ("killed", "full disk", "broken disk")
+QUICK = ("killed",)
 SHARES = 2
 """The operations of a real build are dealt out to so many tests, which run side by side."""
 

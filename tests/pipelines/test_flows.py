@@ -40,7 +40,7 @@ socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The API's address of a real Prefect server."""
     with socket.socket() as probe:

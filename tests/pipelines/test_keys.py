@@ -9,6 +9,7 @@ import shutil
 import sys
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -206,9 +207,15 @@ REFUSED = ("has no plugins", "it must be 'l4'")
 """Words of the errors that no value of a field but one gets past."""
 
 
+@cache
+def composed(name: str) -> schema.Config:
+    """The scenario's config, composed once: no test changes it."""
+    return compose(SCENARIOS[name])
+
+
 def changed(leaf: Leaf, name: str, store: Path, known: Any, tmp_path: Path) -> bool | None:
     """Whether another value of the leaf changes a key of the scenario; None where the scenario has no such field."""
-    found = concrete(leaf, compose(SCENARIOS[name]))
+    found = concrete(leaf, composed(name))
     if found is None or (leaf.path in CHANGES and CHANGES[leaf.path] is moved and not found[1]):
         return None
     override = other(leaf, *found, tmp_path)
