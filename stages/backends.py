@@ -1,6 +1,6 @@
 """What the two backends can do, and where they differ. No other module asks which backend or version it has.
 
-Nothing here imports TensorRT, except `load`.
+Nothing here imports TensorRT, except `load`. What of a build's settings each has stands in the table of `stages.knobs`.
 """
 
 from __future__ import annotations
@@ -197,6 +197,11 @@ def enum_name(compute_capability: str) -> str:
 def has_refit_flag(backend: str, version: str) -> bool:
     """Whether this version serializes a refitted engine with `SerializationFlag.INCLUDE_REFIT`."""
     return _numbers(version) >= _numbers(find(backend).refit_flag_since)
+
+
+def is_before(version: str, other: str) -> bool:
+    """Whether `version` came before `other`; `10.16.1.11` did not come before `10.16`."""
+    return _numbers(version) < _numbers(other)
 
 
 def same_version(one: str, other: str) -> bool:

@@ -6,49 +6,20 @@ its own, since TensorRT may crash, abort or be killed; its stderr is the step's 
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import backends, network, plan, profiles
-from stages.allowed import require_at_least, require_between, require_word
+from stages import backends, knobs, network, plan, profiles, settings
+from stages.build_config import BuildConfig
 from stages.builder_log import build_error, config_error, make_logger
 from stages.gpus import gpus, use
-from stages.stage import Job, Metrics, Progress, Stage, StageError
+from stages.stage import JSON, Job, Metrics, Progress, Stage, StageError
 
-REFIT = ("none", "any", "identical")
-PROFILING_VERBOSITY = ("layer_names_only", "none", "detailed")
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """How to build. What is None stays as the backend has it.
-
-    Attributes:
-        optimization_level: 0 (fastest build) to 5 (most tactics tried).
-        workspace_bytes: The most memory that a layer may take for its intermediate results.
-        max_aux_streams: Auxiliary CUDA streams for layers that can run side by side.
-        tf32: Whether FP32 matrix products and convolutions may round their inputs to TF32.
-        profiling_verbosity: `layer_names_only`, `none` or `detailed`: what an engine inspector will show.
-        refit: `none`; `any`: other weights can be put in, at some cost of speed; `identical`: full speed, the plan has
-            no weights, and only those that it was built with may be put in.
-    """
-
-    optimization_level: int | None = None
-    workspace_bytes: int | None = None
-    max_aux_streams: int | None = None
-    tf32: bool = True
-    profiling_verbosity: str | None = None
-    refit: str = "none"
-
-    def __post_init__(self) -> None:
-        require_between(self, 0, 5, "optimization_level")
-        require_at_least(self, 1, "workspace_bytes")
-        require_at_least(self, 0, "max_aux_streams")
-        require_word(self, "profiling_verbosity", PROFILING_VERBOSITY)
-        require_word(self, "refit", REFIT)
+_REFIT = ("refit", "refittable_weights", "strip_plan")
+"""Settings of a plan that weights can be put into."""
 
 
 def build(job: Job[BuildConfig]) -> Metrics:
@@ -56,26 +27,30 @@ def build(job: Job[BuildConfig]) -> Metrics:
 
     Returns:
         Metrics: `plan_bytes`, `layers`, `compute_capabilities`, `backend_version`, `refittable`, `refit_reason` (why a
-        refittable plan was asked for and not made) and `seconds` of `parse` and `build`.
+        refittable plan was asked for and not made), `without_effect` (settings that change nothing on this backend) and
+        `seconds` of `parse` and `build`.
 
     Raises:
         StageError: The backend is missing or of another version, cannot build for the target, does not take the model
             or a setting; or the plan it made is not for the target.
     """
-    facts = job.facts
+    facts, config = job.facts, job.config
     backend, compute_capability = facts["backend"], facts["compute_capability"]
+    require_had(config, facts)
     trt = _backend(backend, facts["backend_version"], compute_capability, facts["gpu"])
-    refit_reason = None
-    if job.config.refit != "none":
-        refit_reason = backends.why_not_refittable(backend, compute_capability, gpus())
-    refit = "none" if refit_reason else job.config.refit
+    refit_reason = backends.why_not_refittable(backend, compute_capability, gpus()) if config.refittable else None
+    plugins = job.inputs.get("plugins", ())
+    values = _values(config, backend, plugins, refittable=config.refittable and refit_reason is None)
+    needless = without_effect(config, facts)
+    if needless:
+        print(f"[WARNING] {backend} takes these settings without effect: {', '.join(needless)}", file=sys.stderr)
 
     job.progress("parse", None)
     model = network.read_model(job.inputs["onnx"])
     builder = _Builder(trt, backend, compute_capability, job.progress)
-    network.load_plugins(builder.builder.get_plugin_registry(), job.inputs.get("plugins", ()))
+    network.load_plugins(builder.builder.get_plugin_registry(), plugins)
     seconds = {"parse": _timed(lambda: builder.parse(model, facts["profiles"]))}
-    builder.configure(job.config, refit)
+    builder.configure(values)
     destination = job.out / "model.plan"
     seconds["build"] = _timed(lambda: builder.write_plan(destination))
 
@@ -86,10 +61,50 @@ def build(job: Job[BuildConfig]) -> Metrics:
         "layers": builder.network.num_layers,
         "compute_capabilities": list(header.compute_capabilities) or [compute_capability],
         "backend_version": header.version,
-        "refittable": refit != "none",
+        "refittable": config.refittable and refit_reason is None,
         "refit_reason": refit_reason,
+        "without_effect": needless,
         "seconds": seconds,
     }
+
+
+def require_had(config: BuildConfig, facts: Mapping[str, Any]) -> None:
+    """Holds `config` to what the target's backend has: asked before anything runs.
+
+    Raises:
+        StageError: It sets what this version of the backend lacks.
+    """
+    knobs.require_had(config, facts["backend"], facts["backend_version"])
+
+
+def keyed(config: BuildConfig, facts: Mapping[str, Any]) -> dict[str, JSON]:
+    """What of `config` changes the plan of the target that the facts describe, by the knobs' paths."""
+    return knobs.effective(config, facts["backend"])
+
+
+def without_effect(config: BuildConfig, facts: Mapping[str, Any]) -> list[str]:
+    """The paths of the settings that change nothing on the target's backend."""
+    return knobs.without_effect(config, facts["backend"])
+
+
+def _values(config: BuildConfig, backend: str, plugins: Sequence[Path], refittable: bool) -> dict[str, Any]:
+    """What to set, by the knobs' paths: nothing of what has no effect, so that the plan is what its key says."""
+    values = knobs.effective(config, backend)
+    if config.strip_plan is None and config.refit == "identical":
+        values["strip_plan"] = True
+    if not refittable:
+        values = {path: value for path, value in values.items() if path not in _REFIT}
+    if names := values.get("plugins_to_serialize"):
+        values["plugins_to_serialize"] = [_library(name, plugins) for name in names]
+    return values
+
+
+def _library(name: str, plugins: Sequence[Path]) -> str:
+    found = [str(path) for path in plugins if path.name == name]
+    if not found:
+        known = ", ".join(path.name for path in plugins) or "none"
+        raise StageError(f"plugins_to_serialize: model.plugins has no library {name!r}", f"it has {known}")
+    return found[0]
 
 
 def _backend(backend: str, version: str, compute_capability: str, gpu: str | None) -> Any:
@@ -121,7 +136,7 @@ class _Builder:
         self.compute_capability = compute_capability
         self.logger = make_logger(trt)
         self.builder = trt.Builder(self.logger)
-        self.network = self.builder.create_network(_strongly_typed(trt))
+        self.network = self.builder.create_network(network.strongly_typed(trt))
         # Unnamed networks of one builder are numbered, and the number stands in the plan.
         self.network.name = "model"
         self.parser = trt.OnnxParser(self.network, self.logger)
@@ -150,31 +165,16 @@ class _Builder:
         if self.config.add_optimization_profile(optimization) < 0:
             raise StageError(f"TensorRT refuses profile {profile.name!r}: {'; '.join(self.logger.errors)}")
 
-    def configure(self, settings: BuildConfig, refit: str) -> None:
+    def configure(self, values: Mapping[str, Any]) -> None:
         trt, config = self.trt, self.config
         if backends.find(self.backend).takes_compute_capability:
             target = getattr(trt.ComputeCapability, backends.enum_name(self.compute_capability))
             config.num_compute_capabilities = 1
             config.set_compute_capability(target, 0)
-            self._holds("compute_capability", target, config.get_compute_capability(0))
-        for name, attribute in (
-            ("optimization_level", "builder_optimization_level"),
-            ("max_aux_streams", "max_aux_streams"),
-        ):
-            if (value := getattr(settings, name)) is not None:
-                setattr(config, attribute, value)
-                self._holds(name, value, getattr(config, attribute))
-        if settings.workspace_bytes is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
-            got = config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)
-            self._holds("workspace_bytes", settings.workspace_bytes, got)
-        if settings.profiling_verbosity is not None:
-            config.profiling_verbosity = getattr(trt.ProfilingVerbosity, settings.profiling_verbosity.upper())
-            self._holds("profiling_verbosity", settings.profiling_verbosity, config.profiling_verbosity.name.lower())
-        self._flag("TF32", settings.tf32)
-        self._flag("REFIT", refit == "any")
-        self._flag("REFIT_IDENTICAL", refit == "identical")
-        self._flag("STRIP_PLAN", refit == "identical")
+            got = config.get_compute_capability(0)
+            if got != target:
+                raise config_error("compute_capability", target, got, self.backend, self.logger.errors)
+        settings.apply(settings.Objects(trt, self.network, config, self.logger.errors, self.backend), values)
         config.progress_monitor = self.monitor
 
     def write_plan(self, destination: Path) -> None:
@@ -185,21 +185,6 @@ class _Builder:
             workspace_bytes = self.config.get_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE)
             raise build_error(self.logger, self.backend, self.compute_capability, workspace_bytes)
         destination.write_bytes(memoryview(plan_bytes))
-
-    def _flag(self, name: str, on: bool) -> None:
-        flag = getattr(self.trt.BuilderFlag, name)
-        if self.config.get_flag(flag) != on:
-            (self.config.set_flag if on else self.config.clear_flag)(flag)
-            self._holds(name.lower(), on, self.config.get_flag(flag))
-
-    def _holds(self, setting: str, asked: object, got: object) -> None:
-        if asked != got:
-            raise config_error(setting, asked, got, self.backend, self.logger.errors)
-
-
-def _strongly_typed(trt: Any) -> int:
-    """The flag's number differs between versions; TensorRT-RTX and TensorRT 11 take it too, though all is typed."""
-    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
@@ -248,7 +233,7 @@ def _timed(work: Callable[[], None]) -> float:
 
 STAGE = Stage(
     name="build",
-    version=1,
+    version=2,
     config=BuildConfig,
     run=build,
     inputs=("onnx",),
@@ -256,5 +241,8 @@ STAGE = Stage(
     outputs={"plan": "model.plan"},
     facts=("backend", "backend_version", "compute_capability", "gpu", "platform", "profiles"),
     # Whether a plan comes out refittable can depend on a GPU being there; any other plan does not.
-    facts_when=lambda config: ("gpu_here",) if config.refit != "none" else (),
+    facts_when=lambda config: ("gpu_here",) if config.refittable else (),
+    keyed=keyed,
+    without_effect=without_effect,
+    refuse=require_had,
 )

@@ -172,7 +172,7 @@ _KNOWN = (
     (
         r"workspace",
         "the workspace is too small for this model",
-        "raise workspace_bytes, or leave it out: the backend then takes what the GPU has",
+        "raise memory_pools.workspace, or leave it out: the backend then takes what the GPU has",
     ),
     (
         r"graph_jit\.cpp.*CUDA_SUCCESS",

@@ -110,6 +110,14 @@ def _free_name(wanted: str, taken: set[str]) -> str:
     return wanted
 
 
+def strongly_typed(trt: Any) -> int:
+    """The flags of a network whose precision is what the ONNX says.
+
+    The flag's number differs between versions; TensorRT-RTX and TensorRT 11 take it too, though all is typed there.
+    """
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
 def load_plugins(registry: Any, paths: Sequence[Path]) -> None:
     """Makes the plugins of these libraries known to `registry`, and so to the parsers and engines that use it.
 
@@ -134,7 +142,7 @@ def _no_plugin(path: Path, why: str) -> StageError:
 
 def reason_of(error: Any) -> str:
     """Why the parser refuses a node."""
-    reason, code = plain(error.desc()), error.code().name
+    reason, code = plain(error.desc()), _code(error)
     if reason in ("", "false"):
         # Operators that the parser knows and refuses have the whole reason in the code.
         reason = code.lower().replace("_", " ")
@@ -143,8 +151,13 @@ def reason_of(error: Any) -> str:
     return reason
 
 
+def _code(error: Any) -> str:
+    # In TensorRT 10.13 to 10.15 `name` of this one enum is a method, and not of the name.
+    return str(error.code()).rpartition(".")[2]
+
+
 def _describe(error: Any) -> str:
-    reason, code = reason_of(error), error.code().name
+    reason, code = reason_of(error), _code(error)
     if not error.node_operator():
         return f"{code}: {reason}"
     name = error.node_name() or f"number {error.node()}"

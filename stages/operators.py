@@ -48,7 +48,7 @@ def _refused(trt: Any, model: ModelProto, job: Job[OperatorsConfig]) -> list[JSO
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)  # the parser keeps its errors, and they are told below
     builder = trt.Builder(logger)
     network.load_plugins(builder.get_plugin_registry(), job.inputs.get("plugins", ()))
-    definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    definition = builder.create_network(network.strongly_typed(trt))
     parser = trt.OnnxParser(definition, logger)
     given = network.read_model(job.inputs["onnx"])
     network.load(parser, given)

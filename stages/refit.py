@@ -6,17 +6,18 @@ ONNX file, and the metrics say so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stages import backends, network, plan
+from stages import build as building
 from stages.allowed import require_word
-from stages.build import BuildConfig, build
+from stages.build_config import BuildConfig
 from stages.builder_log import make_logger, plain
 from stages.gpus import use
-from stages.stage import Job, Metrics, Stage, StageError
+from stages.stage import JSON, Job, Metrics, Stage, StageError
 
 FALLBACK = ("rebuild", "fail")
 
@@ -27,7 +28,7 @@ class RefitConfig:
 
     Attributes:
         fallback: What to do where the plan cannot be refitted here: `rebuild` it from the ONNX file, or `fail`.
-        build: How to rebuild; its `refit` is not used: a rebuilt plan has its weights already.
+        build: How to rebuild; what it says of refit is not used: a rebuilt plan has its weights already.
     """
 
     fallback: str = "rebuild"
@@ -74,13 +75,32 @@ def _instead(job: Job[RefitConfig], reason: str) -> Metrics:
             "run it on a machine with the target's GPU, or with fallback: rebuild",
         )
     again: Job[BuildConfig] = Job(
-        config=replace(job.config.build, refit="none"),
+        config=_ordinary(job.config),
         inputs={name: job.inputs[name] for name in ("onnx", "plugins") if name in job.inputs},
         facts=job.facts,
         out=job.out,
         progress=job.progress,
     )
-    return {"method": "rebuild", "reason": reason, **build(again)}
+    return {"method": "rebuild", "reason": reason, **building.build(again)}
+
+
+def _ordinary(config: RefitConfig) -> BuildConfig:
+    return replace(config.build, refit="none", refittable_weights=[], strip_plan=None)
+
+
+def _keyed(config: RefitConfig, facts: Mapping[str, Any]) -> dict[str, JSON]:
+    return {"fallback": config.fallback, "build": building.keyed(_ordinary(config), facts)}
+
+
+def _without_effect(config: RefitConfig, facts: Mapping[str, Any]) -> list[str]:
+    return [f"build.{path}" for path in building.without_effect(_ordinary(config), facts)]
+
+
+def _refuse(config: RefitConfig, facts: Mapping[str, Any]) -> None:
+    try:
+        building.require_had(_ordinary(config), facts)
+    except StageError as error:
+        raise StageError(f"build.{error.what}", error.next_step) from error
 
 
 class _Engine:
@@ -132,11 +152,14 @@ class _Engine:
 
 STAGE = Stage(
     name="refit",
-    version=1,
+    version=2,
     config=RefitConfig,
     run=refit,
     inputs=("plan", "onnx"),
     optional=("plugins",),
     outputs={"plan": "model.plan"},
     facts=("backend", "backend_version", "compute_capability", "gpu", "platform", "profiles", "gpu_here"),
+    keyed=_keyed,
+    without_effect=_without_effect,
+    refuse=_refuse,
 )

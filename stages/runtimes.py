@@ -127,8 +127,8 @@ def _reference_evaluator(model: onnx.ModelProto, inputs: Sequence[Input], why: s
             raise StageError(
                 f"ONNX Runtime cannot run this model ({why}), and ONNX's reference evaluator is too slow for it: "
                 f"over {REFERENCE_LIMIT_SECONDS:.0f} seconds",
-                "lower steps.validate.config.max_samples (or generated_samples), or leave validation out: "
-                f"{WITHOUT_VALIDATION}",
+                "lower model.holdout.max_samples (or steps.validate.config.generated_samples), "
+                f"or leave validation out: {WITHOUT_VALIDATION}",
             )
         return dict(zip(names, outputs, strict=True))
 
@@ -181,7 +181,7 @@ def profile_index(profiles: Sequence[Profile], feed: Mapping[str, Array]) -> int
     raise StageError(
         "; ".join(f"input {name!r} is {feed[name].shape}, {', '.join(takes)}" for name, takes in refused.items()),
         "widen a profile (model.dims, model.profiles), or give held-out data that fit: the engine would refuse these; "
-        "of a batch that is too large or too small, change steps.validate.config.batch_size or max_samples",
+        "of a batch that is too large or too small, change model.holdout.batch_size or max_samples",
     )
 
 

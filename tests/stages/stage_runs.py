@@ -18,15 +18,13 @@ PROFILE = {"default": {"x": {"min": [1, 4, 8, 8], "opt": [4, 4, 8, 8], "max": [8
 
 RUN = """
 import json, sys
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from pipelines.child import restored
 from stages.stage import Job, StageError
 ask = json.loads(sys.argv[1])
 stage = import_module("stages." + ask["stage"])
-config = stage.STAGE.config(**ask["config"])
-if isinstance(getattr(config, "build", None), dict):
-    config = replace(config, build=import_module("stages.build").BuildConfig(**config.build))
+config = restored(stage.STAGE.config, ask["config"])
 job = Job(config, {k: [Path(p) for p in v] for k, v in ask["inputs"].items()}, ask["facts"], Path(ask["out"]))
 try:
     answer = {"metrics": stage.STAGE.run(job)}

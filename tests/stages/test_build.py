@@ -1,4 +1,5 @@
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from onnx import TensorProto, helper
 
 from stages import network, onnx_check, plan
 from stages.backends import BACKENDS
-from stages.build import BuildConfig
+from stages.build_config import BuildConfig, MemoryPools
 from stages.builder_log import config_error
 from tests.stages.stage_runs import PROFILE, VERSION, classifier, conv, facts, model, one_node, run_stage, save
 
@@ -159,11 +160,29 @@ def test_the_checker_leaves_the_model_as_it_was() -> None:
     assert proto.SerializeToString() == before
 
 
-def test_every_setting_that_the_backend_has_is_taken(tmp_path: Path) -> None:
-    config = BuildConfig(
-        optimization_level=5, workspace_bytes=1 << 28, max_aux_streams=2, tf32=False, profiling_verbosity="detailed"
-    )
-    assert "metrics" in build(classifier(tmp_path / "model.onnx", batch=1), tmp_path, config)
+def test_settings_without_effect_are_said_once_and_the_plan_is_the_one_without_them(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx", batch=1)
+    taken = BuildConfig(memory_pools=MemoryPools(workspace="256MiB"), profiling_verbosity="detailed")
+    both = replace(taken, optimization_level=0, sparse_weights=True, hardware_compatibility_level="ampere_plus")
+    plain, plain_log = run_stage("build", tmp_path / "plain", {"onnx": path}, taken)
+    more, more_log = run_stage("build", tmp_path / "more", {"onnx": path}, both)
+    assert (tmp_path / "plain" / "model.plan").read_bytes() == (tmp_path / "more" / "model.plan").read_bytes()
+    names = ["optimization_level", "sparse_weights", "hardware_compatibility_level"]
+    assert (plain["metrics"]["without_effect"], more["metrics"]["without_effect"]) == ([], names)
+    assert more_log.count(f"tensorrt_rtx takes these settings without effect: {', '.join(names)}") == 1
+    assert "without effect" not in plain_log
+
+
+def test_a_setting_that_the_backend_lacks_is_refused(tmp_path: Path) -> None:
+    answer = build(conv(tmp_path / "model.onnx"), tmp_path, BuildConfig(runtime_platform="windows_amd64"))
+    assert "tensorrt_rtx 1.7.1.116 has no such setting" in answer["what"]
+
+
+def test_formats_of_inputs_are_set_by_name(tmp_path: Path) -> None:
+    path = conv(tmp_path / "model.onnx", np.float16)
+    for name, config in (("as it is", BuildConfig()), ("hwc8", BuildConfig(io_formats={"x": ["hwc8"]}))):
+        assert "metrics" in build(path, tmp_path / name, config)
+    assert (tmp_path / "as it is" / "model.plan").read_bytes() != (tmp_path / "hwc8" / "model.plan").read_bytes()
 
 
 def test_a_setting_that_the_backend_changes_is_an_error() -> None:
@@ -173,13 +192,18 @@ def test_a_setting_that_the_backend_changes_is_an_error() -> None:
 
 
 def test_a_workspace_that_holds_no_layer_is_said(tmp_path: Path) -> None:
-    answer = build(classifier(tmp_path / "model.onnx", batch=1), tmp_path, BuildConfig(workspace_bytes=1))
+    answer = build(
+        classifier(tmp_path / "model.onnx", batch=1), tmp_path, BuildConfig(memory_pools=MemoryPools(workspace="1B"))
+    )
     assert "workspace is too small" in answer["what"]
 
 
-@pytest.mark.parametrize("refit", ["any", "identical"])
-def test_without_a_gpu_an_ordinary_plan_is_made_and_the_metrics_say_so(refit: str, tmp_path: Path) -> None:
-    answer = build(conv(tmp_path / "model.onnx"), tmp_path, BuildConfig(refit=refit))
+@pytest.mark.parametrize(
+    "config",
+    [BuildConfig(refit="identical"), BuildConfig(refit="individual", refittable_weights=["w"], strip_plan=True)],
+)
+def test_without_a_gpu_an_ordinary_plan_is_made_and_the_metrics_say_so(config: BuildConfig, tmp_path: Path) -> None:
+    answer = build(conv(tmp_path / "model.onnx"), tmp_path, config)
     assert answer["metrics"]["refittable"] is False
     assert "no GPU of 8.9 here" in answer["metrics"]["refit_reason"]
 
