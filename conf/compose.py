@@ -9,7 +9,6 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from threading import Lock
 from typing import Any, cast
@@ -31,11 +30,12 @@ from conf.trace import Trace, tracing
 from conf.watch import watch
 from stages import STAGES
 from stages.allowed import NotAllowedError
+from stages.data.options import Dataset, Images
 
 _one_at_a_time = Lock()
 """Hydra's search path is global, and steps that run in threads ask where a value came from."""
 
-_OPEN = re.compile(r"(model\.(dims|profiles|inputs)|steps)[.=]")
+_OPEN = re.compile(r"(model\.(dims|profiles|inputs|(calibration|holdout)\.(images|dataset))|steps)[.=]")
 """Mappings whose keys the user invents, or whose entries are checked afterwards: an override may add to them without
 Hydra's `+`."""
 
@@ -220,6 +220,11 @@ def _name_of(model: DictConfig) -> str:
 def _check_entries(composed: DictConfig) -> None:
     """Holds every entry of the open mappings against its dataclass."""
     model = composed.model
+    for name in ("calibration", "holdout"):
+        for key, schema in (("images", Images), ("dataset", Dataset)):
+            if model[name][key] is not None:
+                model[name][key] = _checked(schema, model[name], key, f"model.{name}")
+        _require_allowed(model[name], f"model.{name}")
     for name in model.inputs:
         model.inputs[name] = _checked(TensorSpec, model.inputs, name, "model.inputs")
     for profile, shapes in model.profiles.items():
@@ -285,9 +290,9 @@ def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any
     try:
         merged = cast(DictConfig, OmegaConf.merge(typed, given))
     except ConfigKeyError as error:
-        wrong = str(error.key)
+        known = [str(name) for name in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
         raise ConfigError(
-            f"{where}.{key}.{wrong}: there is no such option", suggest(wrong, [field.name for field in fields(schema)])
+            f"{where}.{key}.{error.full_key}: there is no such option", suggest(str(error.key), known)
         ) from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         name = getattr(error, "full_key", "")

@@ -11,6 +11,7 @@ from math import inf
 from typing import Any, Optional
 
 from stages.allowed import require, require_size
+from stages.data.options import Data
 from stages.gates import Gates
 
 # A mapping whose values are dataclasses says so in a comment: an override cannot add a whole entry to one that says it
@@ -66,27 +67,25 @@ class TensorSpec:
 
 
 @dataclass
-class Calibration:
-    """Batches to calibrate with: a .npz or .npy file, or a directory of them; axis 0 is the sample axis.
+class Calibration(Data):
+    """Samples to calibrate with.
 
     Attributes:
-        path: The file or directory; null: the model has none.
-        batch_size: Samples per run; null: each file is one batch.
-        max_samples: Use only the first so many; null: all.
+        path: A .npz or .npy file, or a directory of them; or the images, the dataset, or what a callable reads; null:
+            the model has none.
     """
 
     path: Optional[str] = None
-    batch_size: Optional[int] = None
-    max_samples: Optional[int] = None
 
 
 @dataclass
-class Holdout:
-    """Held-out inputs to validate with, in the same form as calibration batches.
+class Holdout(Data):
+    """Held-out samples to validate with.
 
     Attributes:
-        path: The file or directory; null: inputs are generated within the profiles.
-        labels: Name of the array that holds the labels; null: there are none.
+        path: As for calibration; null: inputs are generated within the profiles.
+        labels: Name of the array that holds the labels; of images any name: the number of the subdirectory in which
+            the image is, as they are sorted; null: there are none.
     """
 
     path: Optional[str] = None

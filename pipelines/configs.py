@@ -150,7 +150,7 @@ def _own_files() -> list[str]:
     while waiting:
         for entry in os.scandir(waiting.pop()):
             if entry.is_dir(follow_symlinks=False):
-                waiting += [entry.path] if entry.name not in ("__pycache__", "data") else []
+                waiting += [entry.path] if entry.name != "__pycache__" else []
             elif entry.name.endswith((".py", ".yaml")):
                 found.append(entry.path)
     return sorted(found)

@@ -18,7 +18,8 @@ from artifacts.record import Record
 from artifacts.store import Store
 from conf.origin import DEFAULT, Origins, causing
 from pipelines.execute import NEVER_BUILT
-from pipelines.graph import MODEL, Node
+from pipelines.graph import DATA, MODEL, Node
+from stages.data.options import Data
 
 TOLD = 3
 """So many changes fit the one line that `status` has for a step."""
@@ -28,8 +29,10 @@ _MODEL_FILES = {
     "weights": "model.weights",
     "source": "model.entry_point",
     "calibration": "model.calibration.path",
+    "calibration_source": "model.calibration.callable",
     "ranges": "model.ranges",
     "holdout": "model.holdout.path",
+    "holdout_source": "model.holdout.callable",
     "plugins": "model.plugins",
     "passes": "steps",
 }
@@ -41,7 +44,9 @@ _MANY = {
     "passes": "modules of the user's own passes",
     "plugins": "plugin libraries",
     "calibration": "calibration batches",
+    "calibration_source": "modules of model.calibration.callable",
     "holdout": "held-out batches",
+    "holdout_source": "modules of model.holdout.callable",
 }
 
 
@@ -104,6 +109,7 @@ class Reasons:
     def origins(self, node: Node) -> dict[str, str]:
         """Where the values of the node's config came from, as far as they are not defaults; kept with its record."""
         paths = [f"steps.{node.step}.config.{each.name}" for each in fields(node.config)]
+        paths += [f"model.{name}.{each.name}" for name in DATA if name in node.stage.facts for each in fields(Data)]
         return {path: origin for path in paths if (origin := self._origins.of(path)) != DEFAULT}
 
 
@@ -135,6 +141,8 @@ def because(path: Path, then: Side, now: Side) -> str:
                 "another trtforge: " + " -> ".join(versions) if versions[0] != versions[1] else "the stage's own code"
             )
         case ("tools", *_) | ("facts", "backend_version", *_) | ("facts", "source", "exporter" | "packages", *_):
+            return "installed"
+        case ("facts", "calibration" | "holdout", "packages", *_):
             return "installed"
         case ("facts", "platform" | "gpu_here", *_):
             return "this machine"
@@ -180,6 +188,10 @@ def _config_paths(path: Path, side: Side) -> list[str]:
             return [f"steps.{side.made.get('step')}.stage"]
         case ["facts", "profiles", *rest]:
             return [".".join(["model.profiles", *rest]), "model.dims"]
+        case ["facts", "calibration" | "holdout", "shapes" | "profiles", *_]:
+            return ["model.profiles", "model.dims"]
+        case ["facts", "calibration" | "holdout" as data, *rest]:
+            return [".".join(["model", data, *rest])]
         case ["facts", "source", *rest]:
             return [".".join(["model", *(_SOURCE.get(part, part) for part in rest)])]
         case ["facts", "backend"]:
@@ -199,7 +211,7 @@ def _word(path: Path, then: Side, now: Side) -> str:
             return f"{now.at(('facts', 'backend'))} {change}"
         case ("inputs", str(name)):
             return _input_word(name, before, after, then, now)
-        case ("config", *_) | ("stage",):
+        case ("config", *_) | ("stage",) | ("facts", "calibration" | "holdout", *_):
             where = _config_paths(path, now)[0]
         case _:
             where = spell(path).removeprefix("facts.")

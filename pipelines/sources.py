@@ -1,4 +1,4 @@
-"""The files a model's config names: its ONNX or torch source, its weights, its batches."""
+"""The files a model's config names: its ONNX or torch source, its weights, the user's own Python."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from conf.errors import ConfigError
 from conf.schema import Model, Source
 from stages import backends
 
-BATCH_SUFFIXES = (".npz", ".npy")
-
 Files = Mapping[str, Sequence[Path]]
 """What a flow can name as `model.<name>`: the files, in the order that counts."""
 
@@ -32,18 +30,18 @@ def main_file(model: Model) -> Path | None:
         return None
     if not model.path:
         raise ConfigError("model.path is not given", "say which ONNX file: model.path=net.onnx")
-    return _existing("model.path", model.path)
+    return existing("model.path", model.path)
 
 
 def collect(model: Model, signature: Mapping[str, Any] | None) -> Files:
-    """All files of `model` by the name that flows give them; what the model does not have is absent.
+    """The files of `model` by the name that flows give them, data left out; what the model does not have is absent.
 
     Args:
         model: The model's config.
         signature: What the stage `signature` read from the ONNX file; None for a torch module.
 
     Raises:
-        ConfigError: A path is not there, or holds no batches.
+        ConfigError: A path is not there.
     """
     files: dict[str, Sequence[Path]] = {}
     main = main_file(model)
@@ -58,12 +56,9 @@ def collect(model: Model, signature: Mapping[str, Any] | None) -> Files:
     else:
         files["source"] = modules(*entry_points(model))
         if model.weights:
-            files["weights"] = [_existing("model.weights", model.weights)]
-    for name, path in (("calibration", model.calibration.path), ("holdout", model.holdout.path)):
-        if path:
-            files[name] = _batches(f"model.{name}.path", path)
+            files["weights"] = [existing("model.weights", model.weights)]
     if model.ranges:
-        files["ranges"] = [_existing("model.ranges", model.ranges)]
+        files["ranges"] = [existing("model.ranges", model.ranges)]
     if model.plugins:
         files["plugins"] = plugins(model)
     return files
@@ -75,7 +70,7 @@ def plugins(model: Model) -> list[Path]:
     Raises:
         ConfigError: One is not there.
     """
-    return [_existing(f"model.plugins[{index}]", path) for index, path in enumerate(model.plugins)]
+    return [existing(f"model.plugins[{index}]", path) for index, path in enumerate(model.plugins)]
 
 
 def refuse_plugins(model: Model, *chosen: str) -> None:
@@ -133,6 +128,25 @@ def modules(*entry_points: str, key: str = "model.entry_point") -> list[Path]:
     return [found[module] for module in sorted(found)]
 
 
+def script(path: Path, key: str) -> list[Path]:
+    """The Python files that decide what a script does: itself first, then those that it imports, as `modules` has it.
+
+    Raises:
+        ConfigError: One cannot be parsed.
+    """
+    found, _ = _follow((), key, path)
+    return [path, *(found[module] for module in sorted(found) if module != _MAIN)]
+
+
+def script_packages(path: Path, key: str) -> dict[str, str | None]:
+    """The version of each installed distribution that these files import, as `packages` has it.
+
+    Raises:
+        ConfigError: One cannot be parsed.
+    """
+    return _versions(_follow((), key, path)[1])
+
+
 def packages(*entry_points: str, key: str = "model.entry_point") -> dict[str, str | None]:
     """The version of each installed distribution that these files import; None for a package that is not there.
 
@@ -141,7 +155,10 @@ def packages(*entry_points: str, key: str = "model.entry_point") -> dict[str, st
     Raises:
         ConfigError: A module cannot be found.
     """
-    _, imported = _follow(entry_points, key)
+    return _versions(_follow(entry_points, key)[1])
+
+
+def _versions(imported: set[str]) -> dict[str, str | None]:
     if not imported:
         return {}
     from importlib import metadata
@@ -153,21 +170,28 @@ def packages(*entry_points: str, key: str = "model.entry_point") -> dict[str, st
     return versions
 
 
-def _follow(entry_points: Iterable[str], key: str) -> tuple[dict[str, Path], set[str]]:
-    """The modules of the user's own that these need, by name, and the packages of others that they import."""
+_MAIN = "__main__"
+
+
+def _follow(entry_points: Iterable[str], key: str, script: Path | None = None) -> tuple[dict[str, Path], set[str]]:
+    """The modules of the user's own that these need, by name, and the packages of others that they import.
+
+    A script stands beside them as `__main__`, and what lies beside it is found as Python finds it.
+    """
     names = [entry_point.partition(":")[0] for entry_point in entry_points]
     tops = {name.partition(".")[0] for name in names}
     found: dict[str, Path] = {}
     others: set[str] = set()
-    waiting = list(names)
+    waiting = [*names, *([_MAIN] if script else [])]
+    beside = (script.parent,) if script else ()
     while waiting:
         module = waiting.pop()
-        path = _locate(module)
+        path = script if module == _MAIN else _locate(module, beside)
         if path is None or module in found:
             continue
         found[module] = path
-        for other in filter(None, _imports(path, module)):
-            if other.partition(".")[0] in tops or _is_users(other):
+        for other in filter(None, _imports(path, module, key)):
+            if other.partition(".")[0] in tops or _is_users(other, beside):
                 waiting.append(other)
             else:
                 others.add(other.partition(".")[0])
@@ -195,7 +219,12 @@ def entry_points(model: Model) -> list[str]:
     return [value for value in given.values() if value]
 
 
-def _existing(key: str, text: str) -> Path:
+def existing(key: str, text: str) -> Path:
+    """The file that `text` says.
+
+    Raises:
+        ConfigError: It is not there, or a directory.
+    """
     path = Path(text)
     if not path.is_file():
         what = "a directory, not a file" if path.is_dir() else "no such file"
@@ -203,19 +232,9 @@ def _existing(key: str, text: str) -> Path:
     return path.absolute()
 
 
-def _batches(key: str, text: str) -> list[Path]:
-    path = Path(text)
-    if path.is_dir():
-        files = sorted(file.absolute() for file in path.iterdir() if file.suffix in BATCH_SUFFIXES)
-        if not files:
-            raise ConfigError(f"{key}={text}: the directory holds no .npz or .npy file", "put the batches there")
-        return files
-    return [_existing(key, text)]
-
-
-def _is_users(module: str) -> bool:
+def _is_users(module: str, beside: Sequence[Path] = ()) -> bool:
     """Whether a module is the user's own: neither Python's, nor one of a distribution that has a version."""
-    path, top = _locate(module), module.partition(".")[0]
+    path, top = _locate(module, beside), module.partition(".")[0]
     if path is None or top in sys.stdlib_module_names:
         return False
     return not any(path.is_relative_to(root) for root in _foreign_roots()) or not _distributions(top)
@@ -240,9 +259,9 @@ def _foreign_roots() -> tuple[Path, ...]:
     return (*(Path(sysconfig.get_path(name)) for name in names), *(Path(root) for root in site.getsitepackages()))
 
 
-def _locate(module: str) -> Path | None:
+def _locate(module: str, beside: Sequence[Path] = ()) -> Path | None:
     relative = Path(*module.split("."))
-    for root in (Path.cwd(), *(Path(entry) for entry in sys.path if entry)):
+    for root in (*beside, Path.cwd(), *(Path(entry) for entry in sys.path if entry)):
         compiled = (root / f"{relative}{suffix}" for suffix in EXTENSION_SUFFIXES)
         for candidate in (root / relative.with_suffix(".py"), root / relative / "__init__.py", *compiled):
             if candidate.is_file():
@@ -250,14 +269,14 @@ def _locate(module: str) -> Path | None:
     return None
 
 
-def _imports(path: Path, module: str) -> Iterable[str]:
+def _imports(path: Path, module: str, key: str) -> Iterable[str]:
     if path.suffix != ".py":
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
-        raise ConfigError(f"{path}:{error.lineno}: {error.msg}", "mend the module of model.entry_point") from error
+        raise ConfigError(f"{path}:{error.lineno}: {error.msg}", f"mend it: {key} needs it") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages import batches, exact_runs, histogram_file, onnx_file, onnx_graph, quantization
-from stages.allowed import require_at_least
+from stages.allowed import require_word
+from stages.data import reading
 from stages.histogram_file import Observed
 from stages.histograms import Histogram, NotFiniteError
 from stages.stage import Job, Metrics, Stage, StageError
@@ -23,18 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """Which batches are observed.
+    """What of the batches is observed.
 
     Attributes:
-        batch_size: Samples per run; None: each file is one batch.
-        max_samples: Use only the first so many; None: all.
+        attention: `none`, or `qk_pv`: the inputs of the two matrix products of attention are observed, too.
     """
 
-    batch_size: int | None = None
-    max_samples: int | None = None
+    attention: str = "none"
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "batch_size", "max_samples")
+        require_word(self, "attention", quantization.ATTENTION)
 
 
 def calibrate(job: Job[CalibrateConfig]) -> Metrics:
@@ -45,13 +44,14 @@ def calibrate(job: Job[CalibrateConfig]) -> Metrics:
     """
     model = onnx_file.read(job.inputs["onnx"])
     onnx_graph.adopt_weights(model)
-    tensors = quantization.place(model).activations
+    tensors = quantization.place(model, attention=job.config.attention).activations
     if quantization.is_quantized(model) or not tensors:
         raise quantization.nothing_to_quantize(model)
     seen = _observe(model, tensors, job)
     histogram_file.write(seen, job.out / "histograms.bin")
     found = sorted(seen.histograms.items())
     return {
+        "inputs": seen.inputs,
         "samples": seen.samples,
         "batches": seen.batches,
         "tensors": len(found),
@@ -63,17 +63,17 @@ def calibrate(job: Job[CalibrateConfig]) -> Metrics:
 
 def _observe(model: ModelProto, tensors: Sequence[str], job: Job[CalibrateConfig]) -> Observed:
     """Runs every batch and counts what the tensors hold."""
-    config, inputs, files = job.config, batches.model_inputs(model), job.inputs["calibration"]
-    total = batches.count_samples(files, inputs, config.max_samples)
-    stream = batches.read_batches(files, inputs, config.batch_size, config.max_samples)
+    inputs = batches.model_inputs(model)
+    given = reading.opened(job, "calibration", inputs)
+    stream = iter(given)
     session = exact_runs.open_exact(model, tensors)
     computed = [name for name in tensors if name not in {i.name for i in inputs}]
-    seen = Observed({name: Histogram() for name in tensors})
+    seen = Observed({name: Histogram() for name in tensors}, inputs=given.kind)
     for batch in stream:
         _count({**batch, **exact_runs.run(session, computed, batch, seen.batches)}, seen)
         seen.samples += batches.size(batch)
         seen.batches += 1
-        job.progress("calibrating", seen.samples / total)
+        job.progress("calibrating", given.share(seen.samples))
     return seen
 
 
@@ -100,10 +100,12 @@ def _count(found: Mapping[str, batches.Array], seen: Observed) -> None:
 
 STAGE = Stage(
     name="calibrate",
-    version=2,
+    version=3,
     config=CalibrateConfig,
     run=calibrate,
     inputs=("onnx", "calibration"),
+    optional=("calibration_source",),
     outputs={"histograms": "histograms.bin"},
+    facts=("calibration",),
     tools=("onnx", "onnxruntime", "numpy"),
 )

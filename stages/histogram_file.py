@@ -1,6 +1,7 @@
 """The artifact of `calibrate`: one line of JSON, then the bins of each tensor that hold anything, and how many.
 
-    {"format": "trtforge histograms 1", "samples", "batches", "tensors": [{"name", "low", "high", "bins", "width"}, …]}
+    {"format": "trtforge histograms 2", "inputs", "samples", "batches",
+     "tensors": [{"name", "low", "high", "bins", "width"}, …]}
     for each tensor, in that order: its bins as uint16, their counts as unsigned integers of `width` bytes
 
 Little endian, tensors by name, `width` the smallest of 1, 2, 4 and 8 that holds the largest count: equal data give
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 from stages.histograms import BINS, Histogram
 from stages.stage import StageError
 
-FORMAT = "trtforge histograms 1"
+FORMAT = "trtforge histograms 2"
 WIDTHS = (1, 2, 4, 8)
 
 
@@ -32,11 +33,13 @@ class Observed:
         histograms: By tensor.
         samples: How many samples ran.
         batches: In how many runs.
+        inputs: What ran, as `stages.data.reading.Batches.kind` has it.
     """
 
     histograms: dict[str, Histogram]
     samples: int = 0
     batches: int = 0
+    inputs: str = "arrays"
 
 
 def write(observed: Observed, path: Path) -> None:
@@ -46,7 +49,8 @@ def write(observed: Observed, path: Path) -> None:
         {"name": name, **_limits(histogram), "bins": len(block) // (2 + width), "width": width}
         for name, histogram, (width, block) in blocks
     ]
-    header = {"format": FORMAT, "samples": observed.samples, "batches": observed.batches, "tensors": tensors}
+    seen = {"inputs": observed.inputs, "samples": observed.samples, "batches": observed.batches}
+    header = {"format": FORMAT, **seen, "tensors": tensors}
     with path.open("wb") as file:
         file.write(json.dumps(header, allow_nan=False).encode() + b"\n")
         for _, _, (_, block) in blocks:
@@ -67,7 +71,7 @@ def read(path: Path) -> Observed:
             histograms = {str(each["name"]): _histogram(each, file) for each in header["tensors"]}
             if file.read(1):
                 raise ValueError("it goes on after the last tensor")
-            return Observed(histograms, int(header["samples"]), int(header["batches"]))
+            return Observed(histograms, int(header["samples"]), int(header["batches"]), str(header["inputs"]))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise StageError(f"{path}: no histograms: {error!r}", "give what the stage calibrate wrote") from error
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from stages import backends, batches, network, plan, profiles
 from stages.allowed import require_at_least
 from stages.comparison import RELATIVE_FLOOR, Comparison
+from stages.data import reading
 from stages.generated import declared, generate
 from stages.gpus import use
 from stages.runtimes import Runtime, open_onnx, open_plan, profile_index
@@ -24,26 +25,26 @@ if TYPE_CHECKING:
     from stages.batches import Array, Batch, Input
 
 
+BATCH_SIZE = 32
+"""Samples of held-out data a run where `model.holdout.batch_size` says nothing, at most what a profile admits."""
+
+
 @dataclass(frozen=True)
 class ValidateConfig:
     """On what to compare.
 
     Attributes:
-        batch_size: Samples of held-out data a run, at most; a model with a fixed batch takes its own.
-        max_samples: Samples of held-out data in all; None: all there are.
-        labels: The name of the label array in the held-out files; None: no accuracy.
+        labels: The name of the label array in the held-out data; None: no accuracy.
         generated_samples: Runs on generated inputs where no held-out data is given, at least one for each shape.
         seed: Of the generated inputs.
     """
 
-    batch_size: int = 32
-    max_samples: int | None = None
     labels: str | None = None
     generated_samples: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "batch_size", "max_samples", "generated_samples")
+        require_at_least(self, 1, "generated_samples")
         require_at_least(self, 0, "seed")
 
 
@@ -51,9 +52,9 @@ def validate(job: Job[ValidateConfig]) -> Metrics:
     """Runs `reference` and `onnx`, and `plan` where a GPU here can, and compares every output.
 
     Returns:
-        Metrics: the report's `summary`: the worst of each number over the outputs, `inputs` (`held-out` or
-        `generated`), `samples`, `runtime`, `engine_executed`, `reason` of not, and `engine`: the same numbers of the
-        engine, or None.
+        Metrics: the report's `summary`: the worst of each number over the outputs, `inputs` (`held-out`,
+        `random` or `generated`), `samples`, `runtime`, `engine_executed`, `reason` of not, and `engine`: the same
+        numbers of the engine, or None.
 
     Raises:
         StageError: Inputs, outputs, labels or data do not fit, an output is not finite, or nothing can run a model.
@@ -82,7 +83,7 @@ def validate(job: Job[ValidateConfig]) -> Metrics:
 
 
 def _check_labels(job: Job[ValidateConfig]) -> None:
-    if job.config.labels is not None and not job.inputs.get("holdout"):
+    if job.config.labels is not None and "holdout" not in job.inputs:
         raise StageError(
             f"validate: labels is {job.config.labels!r}, and there is no held-out data to hold them",
             "give the data: model.holdout.path=…, or leave the labels out: model.holdout.labels=null",
@@ -101,34 +102,30 @@ def _check_plan(job: Job[ValidateConfig]) -> str | None:
 
 def _feeds(
     job: Job[ValidateConfig], reference: Runtime, found: Sequence[profiles.Profile]
-) -> Iterator[tuple[Batch, Array | None, float]]:
-    """Batch, its labels, and the share of all samples that are done with it."""
+) -> Iterator[tuple[Batch, Array | None, float | None]]:
+    """Batch, its labels, and the share of all samples that are done with it; None where nobody knows."""
     config = job.config
-    files = job.inputs.get("holdout", ())
-    if not files:
+    if "holdout" not in job.inputs:
         for batch, done in generate(reference.inputs, found, config.generated_samples, config.seed):
             yield batch, None, done
         return
     if found:
         profiles.check(found, declared(reference.inputs))
-    wanted = [*reference.inputs]
-    if config.labels is not None:
-        wanted.append(batches.Input(config.labels, None, None))
-    total, read = batches.count_samples(files, wanted, config.max_samples), 0
-    size = _batch_size(config.batch_size, reference.inputs, found)
-    for batch in batches.read_batches(files, wanted, size, config.max_samples):
+    size = _batch_size(job.facts["holdout"].get("batch_size") or BATCH_SIZE, reference.inputs, found)
+    given, read = reading.opened(job, "holdout", reference.inputs, config.labels, size), 0
+    for batch in given:
         labels = batch.pop(config.labels) if config.labels is not None else None
         if found:
             profile_index(found, batch)  # the engine would refuse the others, here or elsewhere
-        read += size
-        yield batch, labels, min(1.0, read / total)
+        read += batches.size(batch)
+        yield batch, labels, given.share(read)
 
 
 def _batch_size(asked: int, inputs: Sequence[Input], found: Sequence[profiles.Profile]) -> int:
     """At most what is asked for and a profile admits; where the model has a fixed batch, that."""
-    fixed = [wanted.shape[0] for wanted in inputs if wanted.shape and isinstance(wanted.shape[0], int)]
-    if fixed:
-        return fixed[0]
+    fixed = batches.fixed_batch(inputs)
+    if fixed is not None:
+        return fixed
     largest = [
         min(found_range.max[0] for found_range in profile.ranges.values() if found_range.max)
         for profile in found
@@ -146,7 +143,7 @@ def _report(
 ) -> Metrics:
     compared, engine = comparisons["the candidate"], comparisons.get("the engine")
     summary: Metrics = {
-        "inputs": "held-out" if job.inputs.get("holdout") else "generated",
+        "inputs": _kind(job),
         "samples": compared.samples,
         "runtime": candidate.name,
         **compared.summary(),
@@ -166,19 +163,25 @@ def _report(
     return summary
 
 
+def _kind(job: Job[ValidateConfig]) -> str:
+    if "holdout" not in job.inputs:
+        return "generated"
+    return "held-out" if job.facts["holdout"].get("random") is None else "random"
+
+
 def _describe(runtime: Runtime) -> dict[str, JSON]:
     return {"name": runtime.name, "reason": runtime.reason or None}
 
 
 STAGE = Stage(
     name="validate",
-    version=1,
+    version=2,
     config=ValidateConfig,
     run=validate,
     inputs=("reference", "onnx"),
-    optional=("plan", "holdout", "plugins"),
+    optional=("plan", "holdout", "holdout_source", "plugins"),
     outputs={"report": "report.json"},
-    facts=("backend", "backend_version", "compute_capability", "gpu_here", "profiles"),
+    facts=("backend", "backend_version", "compute_capability", "gpu_here", "holdout", "profiles"),
     # onnx and polygraphy too: one may give the numbers where ONNX Runtime cannot, the other runs the engine.
     tools=("onnxruntime", "numpy", "onnx", "polygraphy"),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import ConfigError
-from conf.schema import Calibration, Model, Source
+from conf.schema import Model, Source
 from pipelines import sources
 from pipelines.sources import collect, modules, packages
 
@@ -115,14 +115,6 @@ def test_an_onnx_model_is_its_file_then_its_external_data(tmp_path):
         collect(Model(path=str(tmp_path / "net.onnx")), signature)
 
 
-def test_a_directory_of_batches_is_taken_by_name_and_nothing_else_in_it(tmp_path):
-    for name in ("2.npz", "10.npz", "1.npy", "notes.txt"):
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "net.onnx").write_bytes(b"")
-    model = Model(path=str(tmp_path / "net.onnx"), calibration=Calibration(path=str(tmp_path)))
-    assert [path.name for path in collect(model, {"external_data": []})["calibration"]] == ["1.npy", "10.npz", "2.npz"]
-
-
 def test_ranges_of_the_users_own_are_a_file_of_the_model(tmp_path):
     for name in ("net.onnx", "own.json"):
         (tmp_path / name).write_bytes(b"")
@@ -133,9 +125,15 @@ def test_ranges_of_the_users_own_are_a_file_of_the_model(tmp_path):
         collect(model, {"external_data": []})
 
 
-def test_a_directory_without_batches_is_refused(tmp_path):
-    (tmp_path / "net.onnx").write_bytes(b"")
-    (tmp_path / "empty").mkdir()
-    model = Model(path=str(tmp_path / "net.onnx"), calibration=Calibration(path=str(tmp_path / "empty")))
-    with pytest.raises(ConfigError, match=r"no \.npz"):
-        collect(model, {"external_data": []})
+def test_a_script_is_itself_and_what_it_imports_from_beside_it(package):
+    (package / "scripts").mkdir()
+    (package / "scripts/load.py").write_text("import numpy, beside\nfrom net.blocks import Block\n")
+    (package / "scripts/beside.py").write_text("import yaml\n")
+    script = package / "scripts/load.py"
+    names = [path.relative_to(package).as_posix() for path in sources.script(script, "model.calibration.callable")]
+    assert names == ["scripts/load.py", "scripts/beside.py", "net/__init__.py", "net/blocks.py"]
+    assert sorted(sources.script_packages(script, "model.calibration.callable")) == ["PyYAML", "numpy"]
+    script.write_text("def broken(:\n")
+    with pytest.raises(ConfigError, match=r"load\.py:1") as caught:
+        sources.script(script, "model.calibration.callable")
+    assert "model.calibration.callable" in caught.value.next_step

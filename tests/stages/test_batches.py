@@ -1,90 +1,16 @@
-"""Batches: what comes out of the files, and what a person is told when they do not fit the model."""
+"""What a model takes as a batch, and batches cut out of pieces."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.batches import Input, count_samples, model_inputs, read_batches
-from stages.stage import StageError
+from stages import batches
+from stages.batches import Input, model_inputs
 from tests.stages.rewriting import parsed
-
-X = Input("x", "float32", ("n", 3))
-
-
-def stored(path: Path, **arrays: np.ndarray) -> Path:
-    with path.open("wb") as file:  # the name stays as it is: objects of a store have no suffix
-        np.savez(file, **arrays)
-    return path
-
-
-def rows(count: int, start: int = 0, width: int = 3) -> np.ndarray:
-    return np.arange(start * width, (start + count) * width, dtype=np.float32).reshape(count, width)
-
-
-def error(files: list[Path], inputs: list[Input], **options: int) -> StageError:
-    with pytest.raises(StageError) as caught:
-        list(read_batches(files, inputs, **options))
-    assert caught.value.next_step
-    return caught.value
-
-
-def test_each_file_is_a_batch_in_the_given_order(tmp_path: Path) -> None:
-    files = [stored(tmp_path / "b", x=rows(2)), stored(tmp_path / "a", x=rows(1, 2))]
-    assert [batch["x"].shape[0] for batch in read_batches(files, [X])] == [2, 1]
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 100])
-@pytest.mark.parametrize("max_samples", [None, 1, 5, 10, 99])
-def test_batches_run_across_files_and_lose_nothing(tmp_path: Path, batch_size: int, max_samples: int | None) -> None:
-    files = [stored(tmp_path / str(i), x=rows(n, s)) for i, (n, s) in enumerate([(3, 0), (1, 3), (6, 4)])]
-    batches = list(read_batches(files, [X], batch_size, max_samples))
-    expected = rows(10)[:max_samples]
-    np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in batches]), expected)
-    assert all(batch["x"].shape[0] == batch_size for batch in batches[:-1])
-    assert count_samples(files, [X], max_samples) == len(expected)
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(1, 7))
-def test_any_files_regroup_to_the_same_samples(tmp_path_factory: pytest.TempPathFactory, sizes, batch_size) -> None:
-    folder = tmp_path_factory.mktemp("files")
-    files, start = [], 0
-    for index, count in enumerate(sizes):
-        files.append(stored(folder / str(index), x=rows(count, start)))
-        start += count
-    if not start:
-        assert "0 samples" in str(error(files, [X]))
-        return
-    batches = [batch["x"] for batch in read_batches(files, [X], batch_size)]
-    np.testing.assert_array_equal(np.concatenate(batches), rows(start))
-
-
-def test_samples_of_another_shape_begin_a_new_batch(tmp_path: Path) -> None:
-    files = [stored(tmp_path / str(width), x=rows(2, width=width)) for width in (3, 4)]
-    wide = Input("x", "float32", ("n", "length"))
-    assert [b["x"].shape for b in read_batches(files, [wide], batch_size=3)] == [(2, 3), (2, 4)]
-
-
-def test_an_npy_file_feeds_a_model_with_one_input(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", rows(2))
-    np.testing.assert_array_equal(next(read_batches([tmp_path / "x.npy"], [X]))["x"], rows(2))
-    assert "2 are wanted" in str(error([tmp_path / "x.npy"], [X, Input("k", "int64", ("n",))]))
-
-
-def test_other_names_are_ignored_and_labels_come_when_asked_for(tmp_path: Path) -> None:
-    file = stored(tmp_path / "f", x=rows(2), labels=np.array([7, 8], np.uint8), text=np.array(["a", "b"]))
-    assert list(next(read_batches([file], [X]))) == ["x"]
-    assert next(read_batches([file], [X, Input("labels", None, None)], 1))["labels"].tolist() == [7]
-
-
-def test_a_scalar_input_is_fed_to_every_batch(tmp_path: Path) -> None:
-    file = stored(tmp_path / "f", x=rows(3), rate=np.int64(16000))
-    batches = list(read_batches([file], [X, Input("rate", "int64", ())], 2))
-    assert [batch["rate"].item() for batch in batches] == [16000, 16000]
 
 
 def test_inputs_of_a_model_are_those_a_caller_feeds() -> None:
@@ -96,72 +22,16 @@ def test_inputs_of_a_model_are_those_a_caller_feeds() -> None:
     assert model_inputs(model) == [Input("x", "float32", ("n", 3, 4)), Input("k", "int64", (2,))]
 
 
-@pytest.mark.parametrize(
-    ("arrays", "says"),
-    [
-        ({"y": rows(2)}, "has no array 'x': it has y"),
-        ({"x": rows(2).astype(np.float64)}, "float64 (2, 3); allowed: x: float32 (n, 3)"),
-        ({"x": rows(2)[None]}, "float32 (1, 2, 3); allowed: x: float32 (n, 3)"),
-        ({"x": rows(2, width=4)}, "float32 (2, 4); allowed: x: float32 (n, 3)"),
-        ({"x": np.float32(1)}, "float32 (); allowed: x: float32 (n, 3)"),
-        ({"x": np.array([[None] * 3])}, "object (1, 3); allowed: x: float32 (n, 3)"),
-        ({"x": rows(0)}, "0 samples"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_named_with_what_is_allowed(tmp_path: Path, arrays: dict, says: str) -> None:
-    file = stored(tmp_path / "bad", **arrays)
-    message = str(error([file], [X]))
-    assert says in message
-    assert "\n" not in message
-    assert "samples" in says or str(file) in message
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 2)), max_size=8), st.integers(1, 6))
+def test_pieces_regroup_to_the_same_samples_and_split_only_where_shapes_differ(sizes, batch_size) -> None:
+    pieces = [{"x": np.full((count, width), index)} for index, (count, width) in enumerate(sizes)]
+    made = list(batches.regroup(iter(pieces), batch_size))
+    assert [row.tolist() for each in made for row in each["x"]] == [row.tolist() for p in pieces for row in p["x"]]
+    for one, other in pairwise(made):
+        assert len(one["x"]) == batch_size or one["x"].shape[1:] != other["x"].shape[1:]
+    assert all(1 <= batches.size(each) <= batch_size for each in made)
 
 
-def test_a_bad_file_is_found_before_the_first_batch_is_given(tmp_path: Path) -> None:
-    files = [stored(tmp_path / "good", x=rows(2)), stored(tmp_path / "bad", x=rows(2, width=5))]
-    with pytest.raises(StageError, match="bad"):
-        read_batches(files, [X])
-
-
-def test_equal_names_mean_equal_sizes(tmp_path: Path) -> None:
-    pair = [Input("a", "float32", ("n", "length")), Input("b", "float32", ("n", "length"))]
-    file = stored(tmp_path / "f", a=rows(2), b=rows(2, width=4))
-    assert "where length=3" in str(error([file], pair))
-
-
-def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
-    file = stored(tmp_path / "f", x=rows(2), k=rows(3))
-    assert "different numbers of samples" in str(error([file], [X, Input("k", "float32", ("m", 3))]))
-
-
-def test_a_model_of_a_fixed_batch_says_which_batch_size_it_wants(tmp_path: Path) -> None:
-    fixed = Input("x", "float32", (4, 3))
-    file = stored(tmp_path / "f", x=rows(8))
-    assert "takes exactly 4" in str(error([file], [fixed]))
-    assert len(list(read_batches([file], [fixed], 4))) == 2
-    assert "takes exactly 4" in str(error([file], [fixed], batch_size=4, max_samples=6))
-
-
-@pytest.mark.parametrize("content", [b"", b"hello, world", b"PK\x03\x04 and nothing", b"\x93NUMPY\x01\x00"])
-def test_what_is_no_numpy_file_is_said_so(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "f").write_bytes(content)
-    assert str(tmp_path / "f") in str(error([tmp_path / "f"], [X]))
-
-
-@pytest.mark.parametrize("keep", [0.3, 0.9])
-def test_a_truncated_file_is_an_error(tmp_path: Path, keep: float) -> None:
-    file = stored(tmp_path / "f", x=rows(500))
-    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
-    assert "damaged" in str(error([file], [X]))
-
-
-def test_altered_data_are_an_error_though_the_headers_are_whole(tmp_path: Path) -> None:
-    file = stored(tmp_path / "f", x=rows(500))
-    content = bytearray(file.read_bytes())
-    content[1000] ^= 0xFF
-    file.write_bytes(bytes(content))
-    assert "damaged" in str(error([file], [X]))
-
-
-def test_a_missing_file_and_an_empty_set_are_errors(tmp_path: Path) -> None:
-    assert "none.npz" in str(error([tmp_path / "none.npz"], [X]))
-    assert "no file" in str(error([], [X]))
+def test_a_model_of_a_fixed_batch_says_so() -> None:
+    assert batches.fixed_batch([Input("k", "int64", ()), Input("x", "float32", (4, 3))]) == 4
+    assert batches.fixed_batch([Input("x", "float32", ("n", 3))]) is None

@@ -32,7 +32,7 @@ def stored(path: Path, **arrays: np.ndarray) -> Path:
 
 
 def observed(block: Path, out: Path, files: list[Path], **config: object) -> Observed:
-    path, _ = run(STAGE, out, CalibrateConfig(**config), onnx=block, calibration=files)
+    path, _ = run(STAGE, out, data=config, onnx=block, calibration=files)
     return histogram_file.read(path)
 
 
@@ -60,9 +60,9 @@ def test_the_order_of_the_batches_does_not_change_a_byte(block: Path, tmp_path: 
 def test_max_samples_and_batch_size_are_kept_to_and_progress_reaches_one(block: Path, tmp_path: Path) -> None:
     seen: list[float | None] = []
     job = Job(
-        CalibrateConfig(batch_size=4, max_samples=10),
+        CalibrateConfig(),
         {"onnx": [block], "calibration": [stored(tmp_path / "all.npz", x=DATA)]},
-        {},
+        {"calibration": {"batch_size": 4, "max_samples": 10}},
         tmp_path,
         lambda phase, fraction: seen.append(fraction),
     )
@@ -108,7 +108,7 @@ from stages.calibrate import STAGE, CalibrateConfig
 from stages.stage import Job
 model, folder, out = map(Path, sys.argv[1:4])
 files = sorted(folder.iterdir())[: int(sys.argv[4])]
-print(STAGE.run(Job(CalibrateConfig(), {"onnx": [model], "calibration": files}, {}, out))["samples"])
+print(STAGE.run(Job(CalibrateConfig(), {"onnx": [model], "calibration": files}, {"calibration": {}}, out))["samples"])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -172,7 +172,11 @@ def test_a_model_that_cannot_run_on_the_batch_says_which(tmp_path: Path) -> None
 
 def test_the_digits_have_seven_histograms(tmp_path: Path) -> None:
     path, _ = run(
-        STAGE, tmp_path, CalibrateConfig(32), onnx=DIGITS / "digits.onnx", calibration=DIGITS / "calibration.npz"
+        STAGE,
+        tmp_path,
+        data={"batch_size": 32},
+        onnx=DIGITS / "digits.onnx",
+        calibration=DIGITS / "calibration.npz",
     )
     found = histogram_file.read(path)
     assert (found.samples, found.batches, len(found.histograms)) == (256, 8, 7)

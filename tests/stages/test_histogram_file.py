@@ -73,7 +73,7 @@ def damaged(content: bytes) -> dict[str, bytes]:
     header, _, block = content.partition(b"\n")
     return {
         "empty": b"",
-        "of another format": content.replace(b"histograms 1", b"histograms 9"),
+        "of another format": content.replace(b"histograms 2", b"histograms 9"),
         "cut short": content[:-1],
         "longer": content + b"x",
         "without its bins": header + b"\n",

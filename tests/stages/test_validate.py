@@ -22,9 +22,9 @@ DIGITS_PROFILE = {"default": {"images": {"min": [1, 1, 8, 8], "opt": [8, 1, 8, 8
 def run(
     out: Path, reference: Path, candidate: Path, config: ValidateConfig | None = None, **inputs: Any
 ) -> tuple[Metrics, dict[str, Any]]:
-    profiles = inputs.pop("profiles", PROFILE)
+    profiles, data = inputs.pop("profiles", PROFILE), inputs.pop("data", {})
     files = {"reference": [reference], "onnx": [candidate]} | {name: [path] for name, path in inputs.items()}
-    metrics = validate(Job(config or ValidateConfig(), files, facts(profiles=profiles), out))
+    metrics = validate(Job(config or ValidateConfig(), files, facts(profiles=profiles, holdout=data), out))
     return metrics, json.loads((out / STAGE.outputs["report"]).read_text())
 
 
@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_their_formulas_over_all_batches(tmp_path: Path
 
     one, other = classifier(tmp_path / "one.onnx"), classifier(tmp_path / "other.onnx", noise=0.05)
     data = holdout(tmp_path / "data.npz")
-    _, report = run(tmp_path, one, other, ValidateConfig(batch_size=7), holdout=data)
+    _, report = run(tmp_path, one, other, data={"batch_size": 7}, holdout=data)
     feed = {"x": np.load(data)["x"]}
     r, c = (onnxruntime.InferenceSession(str(path)).run(None, feed)[0].astype(np.float64) for path in (one, other))
     error = np.abs(c - r)
@@ -63,9 +63,9 @@ def test_the_numbers_are_those_of_their_formulas_over_all_batches(tmp_path: Path
 
 
 def test_labels_give_the_accuracy_of_both_and_the_drop(tmp_path: Path) -> None:
-    config = ValidateConfig(labels="labels", batch_size=50)
+    config = ValidateConfig(labels="labels")
     path, data = DIGITS / "digits.onnx", DIGITS / "holdout.npz"
-    metrics, report = run(tmp_path, path, path, config, holdout=data, profiles=DIGITS_PROFILE)
+    metrics, report = run(tmp_path, path, path, config, holdout=data, profiles=DIGITS_PROFILE, data={"batch_size": 50})
     assert metrics["inputs"] == "held-out" and metrics["samples"] == 360
     assert report["candidate"]["accuracy"]["count"] == 360
     assert metrics["accuracy"] == metrics["accuracy_reference"] > 0.95
@@ -111,7 +111,7 @@ def test_a_model_with_a_fixed_batch_takes_held_out_data_in_its_own_batches(tmp_p
 
 def test_at_most_max_samples_are_read(tmp_path: Path) -> None:
     path = classifier(tmp_path / "model.onnx")
-    metrics, _ = run(tmp_path, path, path, ValidateConfig(max_samples=5), holdout=holdout(tmp_path / "d.npz"))
+    metrics, _ = run(tmp_path, path, path, data={"max_samples": 5}, holdout=holdout(tmp_path / "d.npz"))
     assert metrics["samples"] == 5
 
 
@@ -176,8 +176,8 @@ def test_an_overflow_is_refused_with_output_and_place(tmp_path: Path) -> None:
         outputs[name] = save(model(nodes, {"x": ["n", 2]}, {"y": ["n", 2]}, dtype=elem), tmp_path / f"{name}.onnx")
     np.savez(tmp_path / "d.npz", x=np.array([[1, 2], [3, 4], [5, 1000]], np.float32))
     with pytest.raises(StageError, match=r"'y' of the candidate has 1 values that are not finite.*\[0, 1\].*sample 2"):
-        config = ValidateConfig(batch_size=1)
-        run(tmp_path, outputs["f32"], outputs["f16"], config, holdout=tmp_path / "d.npz", profiles={})
+        given = {"holdout": tmp_path / "d.npz", "profiles": {}, "data": {"batch_size": 1}}
+        run(tmp_path, outputs["f32"], outputs["f16"], **given)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,8 @@ def test_a_plan_for_another_target_is_refused_without_a_gpu_too(tmp_path: Path) 
 def test_progress_ends_at_one(tmp_path: Path) -> None:
     path, seen = classifier(tmp_path / "model.onnx"), []
     files = {"reference": [path], "onnx": [path], "holdout": [holdout(tmp_path / "d.npz")]}
-    job = Job(ValidateConfig(8), files, facts(profiles=PROFILE), tmp_path, lambda phase, done: seen.append(done))
+    known = facts(profiles=PROFILE, holdout={"batch_size": 8})
+    job = Job(ValidateConfig(), files, known, tmp_path, lambda phase, done: seen.append(done))
     validate(job)
     assert seen[-1] == 1.0 and seen[1:] == sorted(seen[1:])
 

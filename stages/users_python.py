@@ -1,0 +1,85 @@
+"""The user's own Python, found and imported as if it was started from the working directory."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from stages.stage import StageError
+
+SCRIPT = "trtforge_users_script"
+"""What a script is called among the imported modules."""
+
+
+@contextmanager
+def imports_from(*places: Path) -> Iterator[None]:
+    """Lets modules be found in `places`, and forgets afterwards what was imported from there.
+
+    A process that stays (`trtforge serve`) would otherwise run yesterday's code under today's key.
+    """
+    known = set(sys.modules)
+    here = [str(place) for place in places]
+    sys.path[:0] = here
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for place in here:
+            sys.path.remove(place)
+        for name in set(sys.modules) - known:
+            if any(_lies_in(sys.modules[name], place) for place in here):
+                del sys.modules[name]
+
+
+def _lies_in(module: ModuleType, place: str) -> bool:
+    # A directory without __init__.py has no file, but a path.
+    found = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+    return any(path.startswith(f"{place}/") and "site-packages" not in path for path in found)
+
+
+def find(name: str, script: Path | None = None) -> Callable[..., Any]:
+    """The function `package.module:function`, or that of a script.
+
+    Args:
+        name: Both, with a colon; of a script only what comes after the colon counts.
+        script: The script; None: it is a module.
+
+    Raises:
+        StageError: It cannot be imported, has no such function, or that is none.
+    """
+    module, _, function = name.partition(":")
+    called = f"{script}:{function}" if script else name
+    try:
+        found = getattr(_run(script) if script else importlib.import_module(module), function)
+    except Exception as error:  # whatever the module's own code raises
+        raise StageError(
+            f"{called} cannot be imported: {type(error).__name__}: {error}".splitlines()[0],
+            "import it by itself in Python, from the directory in which trtforge is run",
+        ) from error
+    if not callable(found):
+        raise StageError(f"{called} is no function: it is {type(found).__name__}", "name a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _run(script: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(SCRIPT, script)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{script} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[SCRIPT] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the user's files `error` was raised, as ` (FILE:LINE)`; empty where nothing of it is theirs."""
+    own = str(Path(__file__).parent)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
+    return f" ({frames[0].filename}:{frames[0].lineno})" if frames else ""
