@@ -20,7 +20,7 @@ from conf.errors import ConfigError
 from conf.schema import Config
 from pipelines import child, sources
 from pipelines.document import console, in_bytes
-from stages import STAGES, backends, plan
+from stages import STAGES, backends, plan, plan_graph
 from stages.stage import DATA_SUFFIX, Job, StageError
 
 PLAN_MAGIC = (b"vtrt", b"ftrt")
@@ -244,7 +244,10 @@ def _file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         head = file.read(4)
     if head in PLAN_MAGIC:
-        return {"kind": "plan", "path": str(path), **asdict(plan.read(path))}
+        header = asdict(plan.read(path))
+        operations = plan_graph.read(path) if plan_graph.is_there(path) else None
+        weighted = None if operations is None else plan_graph.counts(operations)
+        return {"kind": "plan", "path": str(path), **header, "weighted": weighted}
     return {"kind": "onnx", "path": str(path), "bytes": path.stat().st_size, **_signature(path)}
 
 

@@ -1,8 +1,9 @@
 """The stage `surgery`: passes over the model in the order that the flow lists them, and a check of what it computes.
 
 By default what every later stage and TensorRT would rather not see is computed, fused or dropped: constants are folded,
-Conv + BatchNormalization become one Conv, Identity and dead nodes go, shapes are inferred. Inputs and outputs keep
-their names, order and types. `stages.passes` has all passes; a user's own is a Python function.
+Conv + BatchNormalization become one Conv, Identity and dead nodes go, shapes are inferred, and Q/DQ that the model came
+with are held to TensorRT's rules. Inputs and outputs keep their names, order and types. `stages.passes` has all passes;
+a user's own is a Python function.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from stages.stage import JSON, Job, Metrics, Stage, StageError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-DEFAULT = ("adopt", "fold", "drop_identities", "fuse_conv_bn", "drop_dead", "infer_shapes")
+DEFAULT = ("adopt", "fold", "drop_identities", "fuse_conv_bn", "drop_dead", "infer_shapes", "check_qdq")
 """What a flow that says nothing gets. Fusing comes before calibration, so that scales are those of what runs."""
 
 

@@ -1,106 +1,81 @@
-"""Placement: which inputs get Q/DQ."""
+"""Placement as a whole: which inputs get Q/DQ; each rule has its tests in `placement/`."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from stages.quantization import is_quantized, place
+from stages.quantization import is_quantized, nothing_to_quantize, place
+from tests.stages.placement.placed import graph
 from tests.stages.rewriting import parsed, residual_block
 
 
-def rng() -> np.random.Generator:
-    """The same numbers in every test, whatever ran before."""
-    return np.random.default_rng(0)
+def gated() -> onnx.ModelProto:
+    """A residual squeeze-and-excitation behind a projection, and a Concat."""
+    body = """a = Conv(x, w)
+        b = Conv(x, w)
+        c = Add(a, b)
+        d = Conv(c, w)
+        p = GlobalAveragePool(d)
+        q = Conv(p, w)
+        s = HardSigmoid(q)
+        m = Mul(d, s)
+        e = Add(d, m)
+        f = Concat<axis=1>(e, c)
+        g = Conv(f, v)
+        y = Add(g, c)"""
+    return graph(body, w=(32, 32, 1, 1), v=(32, 64, 1, 1))
 
 
-def adds(model: onnx.ModelProto) -> list[tuple[str, int]]:
-    nodes = model.graph.node
-    return [(read.tensor, read.input) for read in place(model).reads if nodes[read.node].op_type == "Add"]
+MODELS = {"projection": residual_block(np.random.default_rng(0), projection=True), "gated": gated()}
 
 
-def test_exactly_one_input_of_a_residual_add_is_read_quantized() -> None:
-    assert adds(residual_block(rng())) == [("shortcut", 1)]
+@pytest.mark.parametrize("name", MODELS)
+@given(data=st.data())
+def test_skipping_only_takes_away(name: str, data: st.DataObject) -> None:
+    model = MODELS[name]
+    labels = [node.output[0] for node in model.graph.node]
+    skipped = set(data.draw(st.lists(st.sampled_from(labels), unique=True)))
+    every, left = place(model), place(model, skipped)
+    assert set(left.reads) <= set(every.reads)
+    assert set(left.quantized) == set(every.quantized) - skipped
+    for group in left.shared:
+        assert any(set(group) <= set(other) for other in every.shared)
 
 
-def test_of_a_projection_the_shorter_branch_is_the_shortcut() -> None:
-    assert adds(residual_block(rng(), projection=True)) == [("shortcut", 1)]
+def test_reads_stand_in_the_order_of_the_graph_and_once_each() -> None:
+    reads = place(residual_block(np.random.default_rng(0))).reads
+    assert [(read.node, read.input) for read in reads] == sorted({(read.node, read.input) for read in reads})
 
 
-def test_an_add_stays_in_float_where_its_convolution_does() -> None:
-    block = residual_block(rng())
-    assert [read.tensor for read in place(block, {"second"}).reads if read.axis is None] == ["x", "stem", "flat"]
-
-
-def test_skipping_only_takes_away() -> None:
-    block = residual_block(rng(), projection=True)
-    every = set(place(block).activations)
-    for node in block.graph.node:
-        assert set(place(block, {node.output[0]}).activations) <= every
-
-
-def test_an_add_behind_an_activation_function_is_no_residual_of_a_convolution() -> None:
-    model = parsed(
-        """<ir_version: 10, opset_import: ["": 20]> g (float[n, 4, 8, 8] x) => (float[n, 4, 8, 8] y) {
-        c = Conv(x, w)
-        r = Relu(c)
-        y = Add(r, x) }""",
-        w=np.ones((4, 4, 1, 1)),
-    )
-    assert adds(model) == []
-
-
-def test_a_bias_that_is_added_later_does_not_hide_the_residual() -> None:
-    model = parsed(
-        """<ir_version: 10, opset_import: ["": 20]> g (float[n, 4, 8, 8] x) => (float[n, 4, 8, 8] y) {
-        c = Conv(x, w)
-        d = Add(b, c)
-        y = Add(x, d) }""",
-        w=np.ones((4, 4, 1, 1)),
-        b=np.ones((4, 1, 1)),
-    )
-    assert adds(model) == [("x", 0)]
-
-
-@pytest.mark.parametrize(
-    ("call", "shape", "axis"),
-    [
-        ("Conv", (6, 4, 1, 1), 0),
-        ("Conv<group=2>", (6, 2, 1, 1), 0),
-        ("ConvTranspose", (4, 6, 1, 1), 1),
-        ("ConvTranspose<group=2>", (4, 3, 1, 1), 1),
-    ],
-)
-def test_the_channels_of_a_convolution_are_on_this_axis(call: str, shape: tuple[int, ...], axis: int) -> None:
-    model = parsed(
-        f"""<ir_version: 10, opset_import: ["": 20]> g (float[n, 4, 8, 8] x) => (float[n, 6, 8, 8] y) {{
-        y = {call}(x, w) }}""",
-        w=np.ones(shape),
-    )
-    assert [read.axis for read in place(model).reads] == [None, axis]
-
-
-@pytest.mark.parametrize(("call", "shape", "axis"), [("Gemm", (4, 6), 1), ("Gemm<transB=1>", (6, 4), 0)])
-def test_the_channels_of_a_gemm_follow_transb(call: str, shape: tuple[int, ...], axis: int) -> None:
-    model = parsed(
-        f"""<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 6] y) {{ y = {call}(x, w, b) }}""",
-        w=np.ones(shape),
-        b=np.ones(6),
-    )
-    assert [(read.input, read.axis) for read in place(model).reads] == [(0, None), (1, axis)]
-
-
-def test_a_product_of_two_activations_stays_in_float() -> None:
+def test_what_could_run_quantized_is_named_beside_what_does() -> None:
     model = parsed("""<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x, float[4, n] z) => (float[n, n] y) {
         y = MatMul(x, z) }""")
     placement = place(model)
     assert (placement.reads, placement.weighted, placement.quantized) == ((), ("y",), ())
 
 
-def test_a_weight_in_a_constant_node_is_a_weight() -> None:
-    model = parsed("""<ir_version: 10, opset_import: ["": 20]> g (float[n, 2] x) => (float[n, 2] y) {
-        w = Constant<value = float[2, 2] {1.0, 2.0, 3.0, 4.0}>()
-        y = MatMul(x, w) }""")
-    assert [read.axis for read in place(model).reads] == [None, 1]
-    assert not is_quantized(model)
+def test_subgraphs_stay_in_float() -> None:
+    model = parsed(
+        """<ir_version: 10, opset_import: ["": 20]> g (float[2, 2] x, bool c) => (float[2, 2] y) {
+        h = MatMul(x, w)
+        y = If (c) <then_branch = t () => (float[2, 2] a) { a = MatMul(h, w) },
+                    else_branch = e () => (float[2, 2] b) { b = Identity(h) }> }""",
+        w=np.eye(2),
+    )
+    assert place(model).weighted == place(model).quantized == ("h",)
+
+
+def test_a_model_with_pairs_is_known_by_them() -> None:
+    model = parsed(
+        """<ir_version: 10, opset_import: ["": 20]> g (float[n] x) => (float[n] y) {
+        q = QuantizeLinear(x, s)
+        y = DequantizeLinear(q, s) }""",
+        s=np.float32(1),
+    )
+    assert is_quantized(model)
+    assert not is_quantized(residual_block(np.random.default_rng(0)))
+    assert "flow=qat" in nothing_to_quantize(model).next_step

@@ -12,11 +12,23 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stages import calibrate, cast, surgery
-from stages import ranges as ranges_stage
+from stages import cast, onnx_graph, surgery
+from stages.allowed import NotAllowedError
+from stages.quantization import place
 from stages.quantize import STAGE, QuantizeConfig
 from stages.stage import StageError
-from tests.stages.rewriting import DIGITS, TARGETS, outputs, parsed, plan_bytes, residual_block, run, saved, sqnr
+from tests.stages.rewriting import (
+    DIGITS,
+    TARGETS,
+    outputs,
+    parsed,
+    plan_bytes,
+    plan_graph_of,
+    residual_block,
+    run,
+    saved,
+    sqnr,
+)
 
 
 def rng() -> np.random.Generator:
@@ -31,18 +43,26 @@ def data_for(model: onnx.ModelProto, samples: int = 64) -> dict[str, np.ndarray]
     return {value.name: np.random.default_rng(1).standard_normal((samples, *dims)).astype(dtype)}
 
 
-def ranges_of(path: Path, data: Path, out: Path, batch_size: int | None) -> Path:
-    """What calibrate and ranges make of `data`."""
-    config = calibrate.CalibrateConfig(batch_size)
-    histograms, _ = run(calibrate.STAGE, out, config, onnx=path, calibration=data)
-    return run(ranges_stage.STAGE, out, ranges_stage.RangesConfig("mse"), onnx=path, histograms=histograms)[0]
+def ranges_of(model: onnx.ModelProto, feed: dict[str, np.ndarray], path: Path, attention: str = "none") -> Path:
+    """The largest magnitude of each activation on `feed`, as a `ranges.json`."""
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    onnx_graph.adopt_weights(observed)
+    tensors = place(observed, attention=attention).activations
+    computed = [name for name in tensors if name not in feed]
+    known = [value.name for value in observed.graph.output]
+    observed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in known)
+    names = [value.name for value in observed.graph.output]
+    found = {**feed, **dict(zip(names, outputs(observed, feed), strict=True))}
+    amax = {name: {"amax": float(np.abs(found[name]).max())} for name in tensors}
+    path.write_text(json.dumps({"tensors": amax}))
+    return path
 
 
 def quantized(model: onnx.ModelProto, tmp_path: Path, **config: Any) -> tuple[Path, dict[str, Any]]:
-    """Surgery-less: calibrates and quantizes `model` as it is."""
-    np.savez(tmp_path / "data.npz", **data_for(model))
+    """Surgery-less: quantizes `model` as it is."""
     path = saved(model, tmp_path / "in.onnx")
-    ranges = ranges_of(path, tmp_path / "data.npz", tmp_path / "ranges", None)
+    ranges = ranges_of(model, data_for(model), tmp_path / "ranges.json", config.get("attention", "none"))
     return run(STAGE, tmp_path / "out", QuantizeConfig(**config), onnx=path, ranges=ranges)
 
 
@@ -140,10 +160,109 @@ def test_skipped_nodes_stay_in_float_and_are_named(tmp_path: Path) -> None:
     assert not any(is_dequantized(path, name) for name in makers(path)["sum"].input)
 
 
-@pytest.mark.parametrize(("skip", "says"), [(["nonesuch*"], "'nonesuch"), (["*"], "leaves nothing")])
-def test_skip_must_match_and_must_leave_something(tmp_path: Path, skip: list[str], says: str) -> None:
+WRONG_CHOICES: list[tuple[dict[str, Any], str]] = [
+    ({"skip": ["nonesuch*"]}, "skip: no node is called 'nonesuch"),
+    ({"skip": ["*"]}, "leaves nothing"),
+    ({"only": ["nonesuch"]}, "only: no node is called 'nonesuch'"),
+    ({"only": ["second"], "skip": ["second"]}, "leaves nothing"),
+    ({"skip_ops": ["MatMul"]}, "skip_ops: the model has no operator 'MatMul'"),
+    ({"only_ops": ["ConvTranspose"]}, "only_ops: the model has no operator"),
+    ({"skip_sensitive": 1}, "how sensitive each layer is"),
+]
+
+
+@pytest.mark.parametrize(("choice", "says"), WRONG_CHOICES, ids=str)
+def test_choices_must_match_and_must_leave_something(tmp_path: Path, choice: dict[str, Any], says: str) -> None:
     with pytest.raises(StageError, match=says):
-        quantized(residual_block(rng()), tmp_path, skip=skip)
+        quantized(residual_block(rng()), tmp_path, **choice)
+
+
+@pytest.mark.parametrize("choice", [{"precision": "int4"}, {"attention": "all"}, {"only_ops": ["Add"]}])
+def test_values_that_are_not_allowed_are_refused_at_once(choice: dict[str, Any]) -> None:
+    with pytest.raises(NotAllowedError):
+        QuantizeConfig(**choice)
+
+
+CHOICES: list[tuple[dict[str, Any], set[str], int]] = [
+    ({"only": ["second", "y"]}, {"second", "y"}, 1),
+    ({"only": ["first_conv"]}, {"first_conv"}, 0),
+    ({"skip_ops": ["Gemm"]}, {"stem_conv", "first_conv", "second"}, 1),
+    ({"skip_ops": ["Add"]}, {"stem_conv", "first_conv", "second", "y"}, 0),
+    ({"only_ops": ["Gemm"]}, {"y"}, 0),
+    ({"only_ops": ["Conv"], "skip": ["second"]}, {"stem_conv", "first_conv"}, 0),
+]
+
+
+@pytest.mark.parametrize(("choice", "expected", "adds"), CHOICES, ids=[str(choice) for choice, *_ in CHOICES])
+def test_layers_are_chosen_by_name_and_by_operator(
+    tmp_path: Path, choice: dict[str, Any], expected: set[str], adds: int
+) -> None:
+    path, metrics = quantized(residual_block(rng()), tmp_path, **choice)
+    found = {name for name, node in makers(path).items() if node.op_type in ("Conv", "Gemm")}
+    assert {name for name in found if is_dequantized(path, makers(path)[name].input[0])} == expected
+    assert metrics["residual_adds"] == adds
+
+
+SENSITIVE = {"stem_conv": 9.0, "first_conv": 30.0, "second": 12.5, "sum": 12.0, "y": None}
+
+
+def with_table(tmp_path: Path, table: dict[str, Any], **config: Any) -> dict[str, Any]:
+    model = residual_block(rng())
+    path = saved(model, tmp_path / "in.onnx")
+    text = json.dumps({"layers": {name: {"sqnr_db": value} for name, value in table.items()}})
+    (tmp_path / "sensitivity.json").write_text(text)
+    files = {
+        "onnx": path,
+        "ranges": ranges_of(model, data_for(model), tmp_path / "r.json"),
+        "sensitivity": tmp_path / "sensitivity.json",
+    }
+    return run(STAGE, tmp_path / "out", QuantizeConfig(**config), **files)[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "skipped"),
+    [
+        ({}, []),
+        ({"skip_sensitive": 1}, ["stem_conv"]),
+        ({"skip_sensitive": 2}, ["stem_conv", "sum"]),
+        ({"min_sqnr_db": 12.5}, ["stem_conv", "sum"]),
+        ({"min_sqnr_db": 10.0, "skip_sensitive": 3}, ["second", "stem_conv", "sum"]),
+        ({"skip_sensitive": 1, "skip": ["y"]}, ["stem_conv", "y"]),
+    ],
+)
+def test_the_most_sensitive_layers_stay_in_float(tmp_path: Path, config: dict[str, Any], skipped: list[str]) -> None:
+    assert with_table(tmp_path, SENSITIVE, **config)["skipped"] == skipped
+
+
+def test_a_table_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="of another model: no node is called elsewhere"):
+        with_table(tmp_path, {"elsewhere": 1.0, "y": 2.0}, skip_sensitive=1)
+
+
+def test_fp8_is_e4m3_with_scales_of_448_and_builds_where_there_is_fp8(tmp_path: Path) -> None:
+    model = residual_block(rng())
+    path, metrics = quantized(model, tmp_path, precision="fp8")
+    onnx.checker.check_model(str(path), full_check=True)
+    tensors = {tensor.name: tensor for tensor in onnx.load(str(path)).graph.initializer}
+    zeros = {n.input[2] for n in onnx.load(str(path)).graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    assert {tensors[name].data_type for name in zeros} == {TensorProto.FLOAT8E4M3FN}
+    np.testing.assert_allclose(initializer(path, "w1_scale"), np.abs(initializer(path, "w1")).max((1, 2, 3)) / 448)
+    assert (metrics["precision"], metrics["opset"]) == ("fp8", 20)
+    feed = data_for(model, 32)
+    assert sqnr(outputs(model, feed)[0], outputs(path, feed)[0]) > 20
+    for target in ("SM89", "SM120"):
+        weighted = [each for each in plan_graph_of(path, target) if each.is_weighted]
+        assert {each.reads[:2] for each in weighted} == {("fp8_e4m3", "fp8_e4m3")}
+
+
+def test_fp8_raises_an_old_opset(tmp_path: Path) -> None:
+    model = parsed(
+        """<ir_version: 7, opset_import: ["": 13]> g (float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }""",
+        w=np.eye(4),
+    )
+    path, metrics = quantized(model, tmp_path, precision="fp8")
+    onnx.checker.check_model(str(path), full_check=True)
+    assert metrics["opset"] == 19
 
 
 def test_ranges_of_another_model_are_refused_by_tensor_name(tmp_path: Path) -> None:
@@ -164,7 +283,7 @@ def test_what_is_no_ranges_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_model_that_has_qdq_is_not_quantized_twice(tmp_path: Path) -> None:
     path, _ = quantized(residual_block(rng()), tmp_path)
     with pytest.raises(StageError, match="already") as caught:
-        run(STAGE, tmp_path / "again", onnx=path, ranges=tmp_path / "ranges" / "ranges.json")
+        run(STAGE, tmp_path / "again", onnx=path, ranges=tmp_path / "ranges.json")
     assert "flow" in caught.value.next_step
 
 
@@ -249,13 +368,15 @@ def test_a_residual_block_keeps_its_results_and_builds(tmp_path: Path, projectio
 @pytest.mark.parametrize("precision", [None, "fp16", "bf16"])
 def test_the_digits_keep_their_accuracy_in_int8_and_build(tmp_path: Path, precision: str | None) -> None:
     clean, _ = run(surgery.STAGE, tmp_path / "surgery", onnx=DIGITS / "digits.onnx")
-    ranges = ranges_of(clean, DIGITS / "calibration.npz", tmp_path / "ranges", 32)
+    images = np.load(DIGITS / "calibration.npz")["images"]
+    ranges = ranges_of(onnx.load(str(clean)), {"images": images}, tmp_path / "ranges.json")
     path, metrics = run(STAGE, tmp_path / "int8", onnx=clean, ranges=ranges)
     if precision:
         path, _ = run(cast.STAGE, tmp_path / precision, cast.CastConfig(precision), onnx=path)
     assert metrics["quantized"] == metrics["weighted"] == 7
     onnx.checker.check_model(str(path), full_check=True)
-    assert all(plan_bytes(path, target) > 0 for target in TARGETS)
+    graphs = [plan_graph_of(path, target) for target in TARGETS]
+    assert [{each.reads[:2] for each in graph if each.is_weighted} for graph in graphs] == [{("int8", "int8")}] * 2
     if precision == "bf16":
         return  # ONNX Runtime has no bfloat16 convolution on the CPU
     holdout = np.load(DIGITS / "holdout.npz")

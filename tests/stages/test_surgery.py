@@ -378,7 +378,8 @@ def test_onnx_own_cases_compute_the_same_after_surgery(tmp_path: Path, part: int
             expected = outputs(model, feeds)
         except Exception:  # noqa: S112 - an operator that ONNX Runtime does not have
             continue
-        after, _ = operated(model, tmp_path)
+        # Their Q/DQ is asymmetric UINT8 as often as not, which is TensorRT's to refuse, not the passes' to keep.
+        after, _ = operated(model, tmp_path, passes=[name for name in DEFAULT if name != "check_qdq"])
         same_interface(model, after)
         for one, other in zip(expected, outputs(after, feeds), strict=True):
             if np.asarray(one).dtype.kind == "f":  # fp16 on a CPU is rounded where ONNX Runtime puts its casts

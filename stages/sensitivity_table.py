@@ -1,0 +1,62 @@
+"""How much each layer alone costs when it is quantized, in the file that the stage `sensitivity` writes.
+
+    {"precision": "int8", "samples": 32, …, "layers": {"conv1": {"operator": "Conv", "sqnr_db": 31.2}, …}}
+
+The SQNR is that of the model's worst output with this layer quantized and every other in float; null where the outputs
+stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from math import inf, isfinite
+from pathlib import Path
+
+from stages.stage import StageError
+
+
+def read(path: Path) -> dict[str, float]:
+    """The SQNR in dB of each layer, infinite where nothing changes.
+
+    Raises:
+        StageError: It is no such file.
+    """
+    try:
+        layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        return {str(name): _decibels(str(name), each["sqnr_db"]) for name, each in layers.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(
+            f"{path}: no table of sensitivity: {error if isinstance(error, ValueError) else repr(error)}",
+            "give a sensitivity.json as the stage sensitivity writes it",
+        ) from error
+
+
+def _decibels(name: str, value: object) -> float:
+    if value is None:
+        return inf
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+        raise ValueError(f"{name!r} has sqnr_db {value!r}; allowed: a finite number, or null")
+    return float(value)
+
+
+def worst(table: Mapping[str, float], count: int, min_sqnr_db: float | None) -> list[str]:
+    """The `count` layers of the lowest SQNR, and all below `min_sqnr_db`; the lowest first, equals by name."""
+    least = -inf if min_sqnr_db is None else min_sqnr_db
+    ordered = sorted(table, key=lambda name: (table[name], name))
+    return [name for place, name in enumerate(ordered) if place < count or table[name] < least]
+
+
+def require_layers(table: Collection[str], known: Collection[str]) -> None:
+    """Holds the layers of a table to the nodes of the model.
+
+    Raises:
+        StageError: One is of another model; names them.
+    """
+    foreign = sorted(set(table) - set(known))
+    if foreign:
+        more = f" and {len(foreign) - 10} more" if len(foreign) > 10 else ""
+        raise StageError(
+            f"the table of sensitivity is of another model: no node is called {', '.join(foreign[:10])}{more}",
+            "measure the same file that is quantized",
+        )
