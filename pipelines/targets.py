@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import ConfigError, suggest
+from conf.groups import PACKAGE, package_directory
 from conf.schema import Config, Target
 from pipelines.errors import CannotBuildError
-from stages import backends
-from stages.gpus import Gpus
+from stages import STAGES, backends
+from stages.gpus import Gpus, why_no_precision
 from stages.gpus import gpus as ask_gpus
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -98,6 +99,38 @@ def resolve(config: Config) -> list[BuildTarget]:
     if refused:
         raise CannotBuildError(f"no one here can build {'; '.join(refused)}", _way_out(targets))
     return targets
+
+
+def refuse_precisions(config: Config, chosen: Sequence[BuildTarget]) -> None:
+    """Refuses targets whose GPU lacks what a step makes: the builder would only find out after all steps before it.
+
+    Raises:
+        ConfigError: A target lacks a precision; names the step, and the targets that have it.
+    """
+    for name, step in config.steps.items():
+        for precision in STAGES[step.stage].precisions(step.config):
+            lacking = {
+                target.name: reason
+                for target in chosen
+                if (reason := why_no_precision(precision, target.compute_capability))
+            }
+            if lacking:
+                told = "; ".join(f"target {target}: {reason}" for target, reason in lacking.items())
+                fine = [target.name for target in chosen if target.name not in lacking]
+                rest = f"leave out what lacks it: targets=[{','.join(fine)}]; " if fine else ""
+                raise ConfigError(
+                    f"flow {config.flow}: step {name} asks for {precision}; {told}",
+                    f"{rest}these have it: {', '.join(_with_precision(precision))}",
+                )
+
+
+def _with_precision(precision: str) -> list[str]:
+    """The shipped targets that have `precision`, by name."""
+    from yaml import safe_load  # type: ignore[import-untyped]
+
+    shipped = [safe_load(path.read_text()) for path in sorted((Path(package_directory(PACKAGE)) / "targets").iterdir())]
+    known = [target for target in shipped if target["compute_capability"] != "local"]
+    return [target["name"] for target in known if not why_no_precision(precision, target["compute_capability"])]
 
 
 def _resolve(target: Target, backend: str, here: Gpus) -> BuildTarget:

@@ -1,7 +1,8 @@
 """Running a model on ONNX Runtime exactly as its nodes say, for calibration to observe it and to try ranges on it.
 
 Graph optimizations are off: they would fuse away the tensors that are looked at, and turn Q/DQ into integer kernels
-that round otherwise than TensorRT's.
+that round otherwise than TensorRT's. Nodes run in the model's order: ONNX Runtime's own leaves those that reduce a
+tensor to the end, and every tensor lives until then.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def open_exact(model: ModelProto, tensors: Sequence[str] = ()) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return open_session(model, options)
