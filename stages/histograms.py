@@ -71,7 +71,9 @@ class Histogram:
         if not (isfinite(low) and isfinite(high)):
             raise NotFiniteError("NaN" if np.isnan(flat).any() else "infinity")
         for start in range(0, flat.size, CHUNK):
-            self._counts += np.bincount(flat[start : start + CHUNK].view(np.uint32) >> 16, minlength=BINS)
+            found = np.bincount(flat[start : start + CHUNK].view(np.uint32) >> 16)
+            used = np.flatnonzero(found)
+            self._counts[used] += found[used]  # pages that hold no count stay untouched, and take no memory
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def merge(self, other: Histogram) -> None:

@@ -7,9 +7,9 @@ as a `ranges.json` that was reviewed and edited or as a TensorRT calibration cac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from stages import (
     batches,
@@ -23,12 +23,11 @@ from stages import (
     trial,
 )
 from stages.allowed import require, require_at_least, require_word
+from stages.data import reading
 from stages.histogram_file import Observed
+from stages.quantize import PRECISIONS, QuantizeConfig
 from stages.stage import JSON, Job, Metrics, Stage, StageError
 from stages.tensor_ranges import TensorRange
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 AUTO_PERCENTILES = (99.99, 99.9)
 """Tried by `auto` beside the config's own."""
@@ -47,8 +46,12 @@ class RangesConfig:
         percentile: For `percentile` and `auto`: above 0, at most 100.
         trial_samples: For `auto`: about how many samples to try on, in batches spread evenly over the data.
         labels: For `auto`: the name of the label array in held-out data, so that accuracy decides; None: SQNR does.
-        batch_size: Of those batches; None: each file is one batch.
-        max_samples: They come from the first so many samples; None: all.
+        precision: As `quantize`'s, as all that follow, so that `auto` tries what it will make: `int8` or `fp8`.
+        attention: `none` or `qk_pv`; as calibration's, too.
+        skip: Nodes that stay in float.
+        only: The convolutions and matrix products that do not; none: all.
+        skip_ops: Operators that stay in float.
+        only_ops: Those that do not; none: all.
         cache_version: The TensorRT that the calibration cache is written for, as it says it: 8601 is 8.6.1, 101303
             is 10.13.3.
     """
@@ -57,14 +60,30 @@ class RangesConfig:
     percentile: float = 99.99
     trial_samples: int = 64
     labels: str | None = None
-    batch_size: int | None = None
-    max_samples: int | None = None
+    precision: str = "int8"
+    attention: str = "none"
+    skip: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
+    skip_ops: list[str] = field(default_factory=list)
+    only_ops: list[str] = field(default_factory=list)
     cache_version: int = 101303
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "trial_samples", "batch_size", "max_samples", "cache_version")
-        require_word(self, "algorithm", ("auto", *thresholds.ALGORITHMS))
+        require_at_least(self, 1, "trial_samples", "cache_version")
+        require_word(self, "precision", tuple(PRECISIONS))
+        require_word(self, "algorithm", ("auto", *self.algorithms))
+        require_word(self, "attention", quantization.ATTENTION)
         require(0 < self.percentile <= 100, "percentile", self.percentile, "above 0, at most 100")
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Those there are for the precision."""
+        return thresholds.ALGORITHMS if self.precision == "int8" else thresholds.FP8_ALGORITHMS
+
+    @property
+    def options(self) -> QuantizeConfig:
+        """What `quantize` will do, but for the layers that a table of sensitivity keeps in float."""
+        return QuantizeConfig(self.precision, self.attention, self.skip, self.only, self.skip_ops, self.only_ops)
 
 
 def ranges(job: Job[RangesConfig]) -> Metrics:
@@ -73,11 +92,8 @@ def ranges(job: Job[RangesConfig]) -> Metrics:
     Raises:
         StageError: Histograms or ranges are of another model, or `auto` has nothing to try them on.
     """
-    model = onnx_file.read(job.inputs["onnx"])
-    onnx_graph.adopt_weights(model)
-    if quantization.is_quantized(model) or not quantization.place(model).activations:
-        raise quantization.nothing_to_quantize(model)
-    about, found = _given(job, model) if job.inputs.get("given") else _calibrated(job, model)
+    graph = _graph(job)
+    about, found = _given(job, graph) if job.inputs.get("given") else _calibrated(job, graph)
     tensors = {name: asdict(each) for name, each in sorted(found.items())}
     text = json.dumps({**about, "tensors": tensors}, indent=1, allow_nan=False) + "\n"
     (job.out / "ranges.json").write_text(text, encoding="utf-8")
@@ -87,16 +103,40 @@ def ranges(job: Job[RangesConfig]) -> Metrics:
     return {**about, "tensors": len(found)}
 
 
-def _given(job: Job[RangesConfig], model: ModelProto) -> tuple[Metrics, dict[str, TensorRange]]:
+@dataclass(frozen=True)
+class _Graph:
+    """What is asked of the model; its weights are in memory only where it runs.
+
+    Attributes:
+        activations: The tensors that will carry Q/DQ.
+        names: All its tensors.
+        inputs: What it takes.
+    """
+
+    activations: Sequence[str]
+    names: Collection[str]
+    inputs: Sequence[batches.Input]
+
+
+def _graph(job: Job[RangesConfig]) -> _Graph:
+    model = onnx_file.read(job.inputs["onnx"])
+    onnx_graph.adopt_weights(model)
+    activations = quantization.place(model, attention=job.config.attention).activations
+    if quantization.is_quantized(model) or not activations:
+        raise quantization.nothing_to_quantize(model)
+    return _Graph(activations, onnx_graph.names(model.graph), batches.model_inputs(model))
+
+
+def _given(job: Job[RangesConfig], graph: _Graph) -> tuple[Metrics, dict[str, TensorRange]]:
     """The user's own ranges.
 
     A cache names every tensor of its network, also those that surgery has fused away: what it holds beyond the tensors
     that carry Q/DQ is counted. A `ranges.json` may name tensors of the graph only.
     """
-    path, wanted = job.file("given"), quantization.place(model).activations
+    path, wanted = job.file("given"), graph.activations
     found = tensor_ranges.read(path)
     is_cache = calibration_cache.is_cache(path.read_text(encoding="utf-8"))
-    known = found if is_cache else onnx_graph.names(model.graph)
+    known = found if is_cache else graph.names
     advice = "model.ranges: give ranges of this model, with the names that its tensors have after surgery"
     tensor_ranges.require_match(found, wanted, known, advice)
     about: Metrics = {
@@ -107,7 +147,7 @@ def _given(job: Job[RangesConfig], model: ModelProto) -> tuple[Metrics, dict[str
     return about, {name: found[name] for name in wanted}
 
 
-def _calibrated(job: Job[RangesConfig], model: ModelProto) -> tuple[Metrics, dict[str, TensorRange]]:
+def _calibrated(job: Job[RangesConfig], graph: _Graph) -> tuple[Metrics, dict[str, TensorRange]]:
     """Ranges out of the histograms."""
     config = job.config
     if not job.inputs.get("histograms"):
@@ -116,17 +156,19 @@ def _calibrated(job: Job[RangesConfig], model: ModelProto) -> tuple[Metrics, dic
             "give steps.ranges.inputs.histograms=calibrate.histograms, or model.ranges=PATH",
         )
     seen = histogram_file.read(job.file("histograms"))
-    tensor_ranges.require_match(
-        seen.histograms, quantization.place(model).activations, seen.histograms, "calibrate the same file"
-    )
+    tensor_ranges.require_match(seen.histograms, graph.activations, seen.histograms, "calibrate the same file")
     choices = {
-        name: {tensor: thresholds.amax(each, algorithm, percentile) for tensor, each in seen.histograms.items()}
+        name: {
+            tensor: thresholds.amax(each, algorithm, percentile, config.precision)
+            for tensor, each in seen.histograms.items()
+        }
         for name, (algorithm, percentile) in _candidates(config).items()
     }
-    tried, chosen = (None, next(iter(choices))) if len(choices) == 1 else _try(job, model, choices)
+    tried, chosen = (None, next(iter(choices))) if len(choices) == 1 else _try(job, graph, choices)
     about: Metrics = {
         "algorithm": chosen,
         "asked": config.algorithm,
+        "inputs": seen.inputs,
         "samples": seen.samples,
         "batches": seen.batches,
         "trial": tried,
@@ -143,7 +185,7 @@ def _described(seen: Observed, chosen: Mapping[str, float], algorithm: str) -> d
 
 def _candidates(config: RangesConfig) -> dict[str, tuple[str, float]]:
     """Algorithm and percentile of each candidate, by the name that reports give it; the first of equals is kept."""
-    asked = thresholds.ALGORITHMS if config.algorithm == "auto" else (config.algorithm,)
+    asked = config.algorithms if config.algorithm == "auto" else (config.algorithm,)
     percentiles = dict.fromkeys((config.percentile, *(AUTO_PERCENTILES if config.algorithm == "auto" else ())))
     found: dict[str, tuple[str, float]] = {}
     for algorithm in asked:
@@ -153,23 +195,21 @@ def _candidates(config: RangesConfig) -> dict[str, tuple[str, float]]:
 
 
 def _try(
-    job: Job[RangesConfig], model: ModelProto, choices: Mapping[str, Mapping[str, float]]
+    job: Job[RangesConfig], graph: _Graph, choices: Mapping[str, Mapping[str, float]]
 ) -> tuple[dict[str, JSON], str]:
     """What each of `choices` scored, on what, and the best of them."""
     config = job.config
     data = _trial_data(job)
-    wanted = batches.model_inputs(model)
-    if config.labels is not None:
-        wanted.append(batches.Input(config.labels, None, None))
-    limit = config.max_samples if data == "calibration" else None
-    feeds = trial.Slice(job.inputs[data], wanted, config.trial_samples, config.batch_size, limit)
-    candidate = onnx_file.read(job.inputs["onnx"])
-    scores = trial.compare(model, candidate, choices, feeds, config.labels, job.progress)
+    given = reading.opened(job, data, graph.inputs, config.labels)
+    feeds = trial.Slice(given, config.trial_samples)
+    read = partial(onnx_file.read, job.inputs["onnx"])
+    scores = trial.compare(read, choices, feeds, config.labels, job.progress, config.options, job.out)
     best = max(scores, key=lambda name: scores[name].rank)
     if scores[best].refused:
         raise StageError(f"no candidate can be judged by the outputs: {scores[best].refused}", ADVICE)
     tried: dict[str, JSON] = {
         "data": data,
+        "inputs": given.kind,
         "batches": feeds.batches,
         "samples": feeds.samples,
         "by": "sqnr_db" if config.labels is None else "accuracy, then sqnr_db",
@@ -180,13 +220,13 @@ def _try(
 
 def _trial_data(job: Job[RangesConfig]) -> str:
     """The input that `auto` tries on: held-out data where there are labels, else calibration data."""
-    if job.config.labels is not None and not job.inputs.get("holdout"):
+    if job.config.labels is not None and "holdout" not in job.inputs:
         raise StageError(
             f"ranges: labels is {job.config.labels!r}, and there is no held-out data to hold them",
             "give steps.ranges.inputs.holdout=model.holdout, or leave out steps.ranges.config.labels",
         )
     data = "calibration" if job.config.labels is None else "holdout"
-    if not job.inputs.get(data):
+    if data not in job.inputs:
         raise StageError(
             "ranges: auto has no batches to try ranges on",
             f"give steps.ranges.inputs.calibration=model.calibration, or {ADVICE}",
@@ -196,11 +236,13 @@ def _trial_data(job: Job[RangesConfig]) -> str:
 
 STAGE = Stage(
     name="ranges",
-    version=1,
+    version=2,
     config=RangesConfig,
     run=ranges,
     inputs=("onnx",),
-    optional=("histograms", "calibration", "holdout", "given"),
+    optional=("histograms", "calibration", "calibration_source", "holdout", "holdout_source", "given"),
     outputs={"ranges": "ranges.json", "cache": "calibration.cache"},
+    facts=("calibration",),
+    facts_when=lambda config: ("holdout",) if config.labels is not None else (),
     tools=("onnx", "onnxruntime", "numpy"),
 )

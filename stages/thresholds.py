@@ -1,4 +1,4 @@
-"""The algorithms that turn a histogram into a range: the magnitude that INT8's largest code shall stand for.
+"""The algorithms that turn a histogram into a range: the magnitude that INT8's or FP8's largest code shall stand for.
 
 None is the best for every model: percentile 99.99 beat mse on three of seven, and lost on four. `stages.trial` tries
 them.
@@ -9,33 +9,46 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stages.histograms import Floats, Histogram
 
 ALGORITHMS = ("mse", "percentile", "max", "entropy")
+FP8_ALGORITHMS = ("mse", "percentile", "max")
+"""`entropy` counts INT8's equal levels, and FP8 has others."""
 
 LEVELS = 127
 """INT8, symmetric: the largest code on either side (-128 is not used)."""
+
+FP8_LARGEST, FP8_MANTISSA_BITS, FP8_LEAST_EXPONENT = 448.0, 3, -6
+"""FP8 E4M3: the largest code (there is no infinity), bits behind the point, and the exponent of the smallest normal
+number, below which codes are evenly spaced (OCP 8-bit Floating Point Specification)."""
 
 STEPS, PER_OCTAVE = 160, 16
 """The thresholds that `mse` tries: 10 octaves down from the maximum, 4.4 % apart."""
 
 ENTROPY_BINS, ENTROPY_LEVELS = 2048, 128
-"""Of TensorRT's calibrator, as NVIDIA published it ("8-bit Inference with TensorRT", GTC 2017)."""
+"""Of TensorRT's calibrator, as NVIDIA published it ("8-bit Inference with TensorRT", GTC 2017: thresholds from 128 bins
+on, what lies beyond added to the last bin, 128 levels, (m + 0.5) bin widths; whether all 2,048 bins are a
+threshold too it leaves open, and here they are)."""
 
 
-def amax(histogram: Histogram, algorithm: str, percentile: float) -> float:
+def amax(histogram: Histogram, algorithm: str, percentile: float, precision: str = "int8") -> float:
     """The range by one of `ALGORITHMS`; 0 if all values are 0, or there are none.
 
     Args:
         histogram: What the tensor holds.
         algorithm: Which one.
         percentile: For `percentile`: how many percent of the values the range covers.
+        precision: `int8` or `fp8`, whose codes `mse` and `entropy` look at.
     """
     if algorithm == "max" or histogram.max == 0:
         return histogram.max
     if algorithm == "percentile":
         return _percentile(histogram, percentile)
-    return _least_error(histogram) if algorithm == "mse" else _entropy(histogram)
+    if algorithm == "mse":
+        return _least_error(histogram, _in_fp8 if precision == "fp8" else _in_int8)
+    return _entropy(histogram)
 
 
 def _percentile(histogram: Histogram, percentile: float) -> float:
@@ -48,21 +61,34 @@ def _percentile(histogram: Histogram, percentile: float) -> float:
     return threshold if threshold > 0 else histogram.max
 
 
-def _least_error(histogram: Histogram) -> float:
-    """The threshold with the smallest mean squared error between the values and what INT8 makes of them."""
+def _least_error(histogram: Histogram, rounded: Callable[[Floats, float], Floats]) -> float:
+    """The threshold with the smallest mean squared error between the values and what `rounded` makes of them."""
     import numpy as np
 
     values, counts = histogram.magnitudes()
     candidates = histogram.max * 2.0 ** (-np.arange(STEPS) / PER_OCTAVE)
-    errors = [float(counts @ (values - _quantized(values, amax)) ** 2) for amax in candidates]
+    errors = [float(counts @ (values - rounded(values, amax)) ** 2) for amax in candidates]
     return float(candidates[int(np.argmin(errors))])
 
 
-def _quantized(values: Floats, amax: float) -> Floats:
+def _in_int8(values: Floats, amax: float) -> Floats:
+    """What INT8 with the range `amax` makes of magnitudes."""
     import numpy as np
 
     scale = amax / LEVELS
     return np.clip(np.rint(values / scale), 0, LEVELS) * scale
+
+
+def _in_fp8(values: Floats, amax: float) -> Floats:
+    """What FP8 with the range `amax` makes of magnitudes: to the nearest code, of two the even one."""
+    import numpy as np
+
+    scale = amax / FP8_LARGEST
+    scaled = values / scale
+    _, exponent = np.frexp(scaled)  # scaled is below 2 ** exponent, and not below half of it
+    step = np.exp2(np.maximum(exponent - 1, FP8_LEAST_EXPONENT) - FP8_MANTISSA_BITS)
+    rounded: Floats = np.minimum(np.rint(scaled / step) * step, FP8_LARGEST)
+    return rounded * scale
 
 
 def _entropy(histogram: Histogram) -> float:

@@ -193,8 +193,8 @@ def test_a_sweep_is_every_combination(overrides: list[str], runs: list[list[str]
 
 
 def test_a_glob_is_every_file_of_the_group_that_matches() -> None:
-    assert sweep(["flow=glob(fp*)"]) == [["flow=fp16"], ["flow=fp32"]]
-    assert sweep(["flow=glob([fp*,bf*],exclude=fp32)"]) == [["flow=bf16"], ["flow=fp16"]]
+    assert sweep(["flow=glob(fp*)"]) == [["flow=fp16"], ["flow=fp32"], ["flow=fp8"]]
+    assert sweep(["flow=glob([fp*,bf*],exclude=fp32)"]) == [["flow=bf16"], ["flow=fp16"], ["flow=fp8"]]
 
 
 def test_a_glob_means_the_users_own_models_where_there_are_any(tmp_path: Path) -> None:

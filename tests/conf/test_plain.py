@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,10 @@ from conf import plain
 from conf.compose import compose
 from conf.schema import Config
 
+FLOWS = Path(__file__).parents[2] / "conf" / "flow"
 
-@pytest.mark.parametrize("flow", ["int8", "fp16", "bf16", "fp32", "refit", "export"])
+
+@pytest.mark.parametrize("flow", sorted(path.stem for path in FLOWS.glob("*.yaml")))
 def test_every_shipped_flow_comes_back_as_it_was(flow: str) -> None:
     config = compose([f"flow={flow}", "model.profiles.p.images={min: [1], opt: [2], max: [3]}", "gates.plan_bytes=5"])
     text = plain.dumps(config)

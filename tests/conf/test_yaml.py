@@ -57,8 +57,10 @@ def test_a_target_is_called_what_its_file_and_its_package_are_called(name: str) 
     target = config.targets[name]
     assert target.name == name
     assert target.gpu
-    assert re.fullmatch(r"\d+\.\d|local", target.compute_capability)
+    assert re.fullmatch(r"\d+\.\d(,\d+\.\d)*|local", target.compute_capability)
     assert (target.compute_capability == "local") == (name == "local")
+    assert ("," in target.compute_capability) == (name == "portable")
+    assert (target.memory is None) == (name in ("local", "portable"))
 
 
 @pytest.mark.parametrize("flow", shipped("flow"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 LOCAL = ("runner=local", "targets=[l4]")
 UNCALIBRATED = ("model.calibration.path=null", "~steps.calibrate", "~steps.ranges.inputs.histograms")
@@ -61,3 +64,18 @@ def test_a_ranges_file_that_is_not_there_is_refused_before_anything_runs(built):
     ran = built("build", *LOCAL, "model.ranges=nowhere.json")
     assert ran.code == 2
     assert "model.ranges=nowhere.json: no such file" in ran.err
+
+
+def test_auto_tries_what_quantize_will_make_of_its_options(built):
+    """The step `ranges` takes them from the step `quantize`, so that they are said once."""
+    ran = built.build(*LOCAL, 'steps.quantize.config.skip_ops=["Gemm"]')
+    assert (ran.step("calibrate")["state"], ran.step("ranges")["state"]) == ("cached", "built")
+    assert len(ran.step("quantize")["metrics"]["skipped"]) == 1
+
+
+@pytest.mark.skipif(find_spec("modelopt") is not None, reason="modelopt is installed")
+def test_modelopt_takes_the_place_of_quantize_by_one_override_and_says_what_it_needs(built):
+    """It needs calibration data, which the flow gives to no step `quantize`: the model's are taken."""
+    ran = built("build", *LOCAL, "steps.quantize.stage=modelopt_quantize")
+    assert ran.code == 1
+    assert "nvidia-modelopt is not installed" in ran.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper, parser
 
+from stages import plan_graph
+from stages.plan_graph import Operation
 from stages.stage import Job, Metrics, Stage
 
 DIGITS = Path(__file__).parents[2] / "conf" / "data" / "digits"
@@ -21,7 +23,7 @@ TARGETS = ("SM86", "SM120")
 BUILD = """
 import sys
 import tensorrt_rtx as trt
-path, capability = sys.argv[1:]
+path, capability, *out = sys.argv[1:]
 logger = trt.Logger(trt.Logger.ERROR)
 builder = trt.Builder(logger)
 network = builder.create_network(0)
@@ -39,6 +41,8 @@ if dynamic:
     config.add_optimization_profile(profile)
 plan = builder.build_serialized_network(network, config)
 assert plan is not None, "the build failed"
+if out:
+    open(out[0], "wb").write(bytes(plan))
 print(plan.nbytes)
 """
 
@@ -58,11 +62,19 @@ def saved(model: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
-def run(stage: Stage[Any], out: Path, config: Any = None, **inputs: Path | Sequence[Path]) -> tuple[Path, Metrics]:
-    """Runs `stage` and returns its output file and metrics."""
+def run(
+    stage: Stage[Any],
+    out: Path,
+    config: Any = None,
+    data: Mapping[str, Any] | None = None,
+    **inputs: Path | Sequence[Path],
+) -> tuple[Path, Metrics]:
+    """Runs `stage`, its data read as `data` says, and returns its output file and metrics."""
     out.mkdir(parents=True, exist_ok=True)
     files = {name: [given] if isinstance(given, Path) else list(given) for name, given in inputs.items()}
-    metrics = stage.run(Job(config or stage.config(), files, {}, out))
+    config = config or stage.config()
+    facts = {name: dict(data or {}) for name in (*stage.facts, *stage.facts_when(config))}
+    metrics = stage.run(Job(config, files, facts, out))
     return out / next(iter(stage.outputs.values())), metrics
 
 
@@ -84,9 +96,17 @@ def sqnr(reference: np.ndarray, candidate: np.ndarray) -> float:
     return 10 * np.log10(float((reference**2).sum()) / max(noise, 1e-30))
 
 
-def plan_bytes(path: Path, capability: str) -> int:
+def plan_graph_of(path: Path, capability: str) -> list[Operation]:
+    """Builds `path` as `plan_bytes` does and returns the operations of the plan."""
+    plan = path.with_suffix(f".{capability}.plan")
+    plan_bytes(path, capability, plan)
+    return list(plan_graph.read(plan)[0].operations)
+
+
+def plan_bytes(path: Path, capability: str, out: Path | None = None) -> int:
     """Builds `path` for `capability` in a child process; an assertion fails where TensorRT-RTX refuses it."""
-    child = subprocess.run([sys.executable, "-c", BUILD, str(path), capability], capture_output=True, text=True)
+    command = [sys.executable, "-c", BUILD, str(path), capability, *([str(out)] if out else [])]
+    child = subprocess.run(command, capture_output=True, text=True)
     assert child.returncode == 0, f"{child.stdout}\n{child.stderr}"
     return int(child.stdout.split()[-1])
 

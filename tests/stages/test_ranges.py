@@ -29,8 +29,8 @@ def given(tmp_path: Path) -> dict[str, Path]:
     """A model, its batches, and what calibration saw."""
     model = saved(residual_block(np.random.default_rng(1)), tmp_path / "block.onnx")
     batches = stored(tmp_path / "data.npz", x=data(), labels=np.arange(64) % 5)
-    config = calibrate.CalibrateConfig(batch_size=16)
-    histograms, _ = run(calibrate.STAGE, tmp_path / "calibrate", config, onnx=model, calibration=batches)
+    inputs = {"onnx": model, "calibration": batches}
+    histograms, _ = run(calibrate.STAGE, tmp_path / "calibrate", data={"batch_size": 16}, **inputs)
     return {"onnx": model, "histograms": histograms, "calibration": batches}
 
 
@@ -39,8 +39,8 @@ def stored(path: Path, **arrays: np.ndarray) -> Path:
     return path
 
 
-def found(given: dict[str, Path], out: Path, **config: Any) -> tuple[dict[str, Any], Metrics]:
-    path, metrics = run(STAGE, out, RangesConfig(**{"batch_size": 16, **config}), **given)
+def found(given: dict[str, Path], out: Path, batch_size: int = 16, **config: Any) -> tuple[dict[str, Any], Metrics]:
+    path, metrics = run(STAGE, out, RangesConfig(**config), {"batch_size": batch_size}, **given)
     return json.loads(path.read_text()), metrics
 
 
@@ -67,7 +67,8 @@ def test_auto_keeps_the_candidate_that_is_best_at_the_outputs_when_it_is_quantiz
     given: dict[str, Path], tmp_path: Path
 ) -> None:
     document, _ = found(given, tmp_path / "auto", trial_samples=64)
-    scores = {name: score["sqnr_db"] for name, score in document["trial"]["scores"].items()}
+    tried = document["trial"]["scores"]
+    scores = {name: score["sqnr_db"] for name, score in tried.items()}
     assert set(scores) == {"mse", "percentile 99.99", "percentile 99.9", "max", "entropy"}
     real = {}
     for name in scores:
@@ -76,7 +77,9 @@ def test_auto_keeps_the_candidate_that_is_best_at_the_outputs_when_it_is_quantiz
         ranges, _ = run(STAGE, tmp_path / name, config, onnx=given["onnx"], histograms=given["histograms"])
         path, _ = run(quantize.STAGE, tmp_path / name, onnx=given["onnx"], ranges=ranges)
         real[name] = sqnr(outputs(given["onnx"], {"x": data()})[0], outputs(path, {"x": data()})[0])
-    assert scores == pytest.approx(real, abs=0.02)
+    finished = {name for name, score in tried.items() if score["samples"] == 64}
+    assert {name: scores[name] for name in finished} == pytest.approx({name: real[name] for name in finished}, abs=0.02)
+    assert len(finished) > 1
     assert document["algorithm"] == max(real, key=lambda name: round(real[name], 2))
     assert max(real.values()) > min(real.values()) + 1  # there was something to choose
 
@@ -90,7 +93,7 @@ def test_auto_says_what_it_was_tried_on(given: dict[str, Path], tmp_path: Path) 
 
 
 def test_auto_is_the_same_each_time(given: dict[str, Path], tmp_path: Path) -> None:
-    paths = [run(STAGE, tmp_path / name, RangesConfig(batch_size=16), **given)[0] for name in "ab"]
+    paths = [run(STAGE, tmp_path / name, data={"batch_size": 16}, **given)[0] for name in "ab"]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -263,6 +266,6 @@ def test_a_float16_model_is_tried_with_float16_scales(tmp_path: Path) -> None:
         "onnx": saved(block, tmp_path / "m.onnx"),
         "calibration": stored(tmp_path / "d.npz", x=np.clip(data(), -5, 5).astype(np.float16)),
     }
-    inputs["histograms"], _ = run(calibrate.STAGE, tmp_path, calibrate.CalibrateConfig(16), **inputs)
+    inputs["histograms"], _ = run(calibrate.STAGE, tmp_path, data={"batch_size": 16}, **inputs)
     document, _ = found(inputs, tmp_path / "out")
     assert document["trial"]["scores"][document["algorithm"]]["sqnr_db"] > 20

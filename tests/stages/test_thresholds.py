@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stages.histograms import Histogram
-from stages.thresholds import ALGORITHMS, ENTROPY_BINS, LEVELS, amax, divergences, linear_bins
+from stages.thresholds import ALGORITHMS, ENTROPY_BINS, FP8_ALGORITHMS, LEVELS, amax, divergences, linear_bins
 
 FLOATS = arrays(np.float32, st.integers(1, 200), elements=st.floats(-(2.0**100), 2.0**100, width=32))
 
@@ -25,6 +26,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@settings(deadline=None)
 @given(st.lists(FLOATS, min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_the_order_of_the_batches_does_not_matter(parts: list[np.ndarray], random) -> None:
     shuffled = random.sample(parts, len(parts))
@@ -64,6 +66,38 @@ def test_mse_is_no_worse_than_any_other_threshold() -> None:
     found = amax(histogram(values), "mse", 0)
     best = min(error(float(threshold)) for threshold in np.linspace(0.5, np.abs(values).max(), 200))
     assert error(found) <= best * 1.02
+
+
+def in_fp8(values: np.ndarray, threshold: float) -> np.ndarray:
+    """What E4M3 makes of `values`, by ml_dtypes."""
+    scale = threshold / 448
+    codes = np.clip(values / scale, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+    return codes.astype(np.float64) * scale
+
+
+@pytest.mark.parametrize("draw", ["standard_normal", "laplace", "standard_cauchy"])
+def test_mse_for_fp8_is_no_worse_than_any_other_threshold(draw: str) -> None:
+    values = getattr(np.random.default_rng(1), draw)(size=20_000).astype(np.float32)
+
+    def error(threshold: float) -> float:
+        return float(((values - in_fp8(values, threshold)) ** 2).mean())
+
+    largest = float(np.abs(values).max())
+    found = amax(histogram(values), "mse", 0, "fp8")
+    best = min(error(largest * 2.0 ** (-step / 16)) for step in range(160))
+    assert error(found) <= best * 1.02
+
+
+def test_fp8_needs_no_cut_where_int8_does() -> None:
+    counted = histogram(np.append(rng().standard_normal(1_000_000), 20))
+    assert amax(counted, "mse", 0, "fp8") > 1.5 * amax(counted, "mse", 0)
+
+
+@given(FLOATS)
+def test_no_range_for_fp8_is_larger_than_the_largest_value(values: np.ndarray) -> None:
+    counted = histogram(values)
+    for algorithm in FP8_ALGORITHMS:
+        assert 0 <= amax(counted, algorithm, 99, "fp8") <= counted.max
 
 
 def test_zeros_and_nothing_have_range_zero() -> None:
@@ -113,6 +147,16 @@ SHAPES = {
 }
 
 
+def test_the_threshold_is_in_the_middle_of_the_bin_after_the_best() -> None:
+    """Bins of whole numbers, of which the histogram keeps each apart: no value is spread over bins."""
+    bins = rng().geometric(0.02, 40_000)
+    values = np.minimum(bins, 128)  # 128 is the largest, so bin i holds the values of i / 16
+    counts = np.bincount(np.minimum(values * 16, 2047), minlength=2048).astype(float)
+    counts[0] = counts[1] if counts[1] > 0 else counts[0]
+    best = 128 + int(np.argmin(divergences(counts)))
+    assert amax(histogram(values), "entropy", 0) == min((best + 0.5) * 128 / 2048, 128)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_divergences_are_those_of_the_published_description(shape: str) -> None:
     bins = SHAPES[shape]().astype(float)
@@ -127,7 +171,7 @@ def test_divergences_of_any_counts_are_those_of_the_published_description(counts
     np.testing.assert_allclose(divergences(bins), published(bins), rtol=1e-9, atol=1e-12)
 
 
-@given(FLOATS.filter(lambda values: bool(np.abs(values).max() > 0)))
+@given(FLOATS.filter(lambda values: bool(np.abs(values).max() >= 2.0**-126)))
 def test_equal_bins_lose_no_value(values: np.ndarray) -> None:
     bins = linear_bins(histogram(values))
     assert bins.shape == (ENTROPY_BINS,)
