@@ -1,12 +1,13 @@
-"""Records and objects between a store and a remote: checked on arrival, and never replaced by a later result."""
+"""Records, objects and timing caches between a store and a remote: checked on arrival, and no record is replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from artifacts import digest
+from artifacts import digest, timing
 from artifacts.errors import DamagedRemoteError, NewerFormatError, RemoteError, StoreError
 from artifacts.record import Blob, Record
 from artifacts.remote import Remote
@@ -117,6 +118,64 @@ class Exchange:
                 self.store.set_ref(name, key)
                 taken.append(name)
         return taken
+
+    def fetch_timing(self, prefix: str, told: Callable[[str], None]) -> int:
+        """Brings the timing caches whose place is `prefix` or below it; what is damaged is deleted there.
+
+        Args:
+            prefix: Empty for all.
+            told: Told of each that is damaged.
+
+        Returns:
+            How many.
+
+        Raises:
+            RemoteError: The remote cannot be used.
+            StoreError: The store cannot be written.
+        """
+        there, here = self._timing(prefix), timing.names(self.store, prefix)
+        wanted = sorted(there - {*here})
+        with self.store.scratch() as aside:
+            files = {name: aside / str(number) for number, name in enumerate(wanted)}
+            with suppress(FileNotFoundError):  # another machine has merged it; what came before it is here
+                self.remote.download({f"timing/{name}": file for name, file in files.items()})
+            taken = [name for name, file in files.items() if file.exists() and self._take_timing(name, file, told)]
+        return len(taken)
+
+    def _take_timing(self, name: str, file: Path, told: Callable[[str], None]) -> bool:
+        place, _, expected = name.rpartition("/")
+        found = digest.of_file(file)
+        if found == expected:
+            timing.keep(self.store, place, file, (), lambda holder: None)
+            return True
+        self.remote.delete(f"timing/{name}")
+        told(f"timing/{name} in the remote {self.remote.url} is damaged: its content has the digest {found}")
+        return False
+
+    def send_timing(self, prefix: str, merged: Iterable[str] = ()) -> int:
+        """Sends the timing caches whose place is `prefix` or below it, and deletes there those that went into them.
+
+        Args:
+            prefix: Empty for all.
+            merged: Names of files whose content is in the store's; with a whole place only.
+
+        Returns:
+            How many were sent.
+
+        Raises:
+            RemoteError: The remote cannot be used.
+        """
+        there, here = self._timing(prefix), {*timing.names(self.store, prefix)}
+        with self.store.scratch() as aside:  # of what is sent nothing may be merged, and go, meanwhile
+            fresh = {name: copy for name in sorted(here - there) if (copy := timing.copied(self.store, name, aside))}
+            self.remote.upload({f"timing/{name}": copy for name, copy in fresh.items()})
+        for name in sorted(({f"{prefix}/{each}" for each in merged} & there) - here):
+            self.remote.delete(f"timing/{name}")
+        return len(fresh)
+
+    def _timing(self, prefix: str) -> set[str]:
+        names = self.remote.names(f"timing/{prefix}".rstrip("/"))
+        return {name for each in names if timing.is_name(name := each.removeprefix("timing/"))}
 
     def _keys_of(self, names: Sequence[str]) -> list[str]:
         """The keys that the names mean in the remote; empty for each that means none."""

@@ -3,7 +3,8 @@
 Kept is what a ref names, what a running build claims, what a newer trtforge recorded, and, through their inputs, all
 that these were made from. The rest goes by age, and beyond that, oldest first, until the store is within its budget. So
 do objects that no record holds (a build died before it recorded them), published directories that nothing points to,
-logs of failed attempts and what was set aside as damaged.
+logs of failed attempts and what was set aside as damaged. Timing caches go by age alone, since there is one for each
+GPU and not one for each build; a plan's own stays as long as the plan's record.
 
 A record goes before its objects: whoever is killed in between leaves objects that no record holds, never a record that
 pretends. What a running build does meanwhile is described in `artifacts.claims`.
@@ -20,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from artifacts import claims, digest
+from artifacts import claims, digest, timing
 from artifacts.errors import NewerFormatError, StoreError
 from artifacts.index import Index, Summary
 from artifacts.record import Record
 from artifacts.store import Store
 
-Kind = Literal["record", "object", "published", "log", "damaged"]
+Kind = Literal["record", "object", "published", "timing", "log", "damaged"]
 
 _DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
@@ -137,7 +138,7 @@ def _choose(
     doomed: list[Waste] = []
     now = time.time()
     for waste in _waste(store, contents, kept):
-        too_big = budget_bytes is not None and left > budget_bytes
+        too_big = budget_bytes is not None and left > budget_bytes and waste.kind != "timing"
         if now - waste.made > older_than_s or too_big:
             doomed.append(waste)
             left -= waste.bytes
@@ -161,7 +162,7 @@ def _linked(store: Store) -> set[str]:
     return {path.resolve().name for path in _files(store.root / "published") if path.is_symlink()}
 
 
-_COUNTED = ("objects", "records", "published", "logs", "damaged")
+_COUNTED = ("objects", "records", "published", "timing", "logs", "damaged")
 
 
 def _read(store: Store) -> _Contents:
@@ -206,7 +207,8 @@ def _reached(contents: _Contents, roots: Iterable[str]) -> set[str]:
 
 def _waste(store: Store, contents: _Contents, kept: set[str]) -> Iterator[Waste]:
     """All that nobody reaches, oldest first, each with what it alone holds once the older is gone."""
-    loose = [*_loose(store, contents), *_unpublished(store, kept), *_aged(store, "logs"), *_aged(store, "damaged")]
+    loose = [*_loose(store, contents), *_unpublished(store, kept), *_timing(store, contents)]
+    loose += [*_aged(store, "logs"), *_aged(store, "damaged")]
     aged = [(_made(store.record_path(key)), key) for key in contents.records.keys() - kept]
     queue: list[tuple[float, str | Waste]] = [(waste.made, waste) for waste in loose]
     queue += aged
@@ -241,6 +243,14 @@ def _unpublished(store: Store, kept: set[str]) -> Iterator[Waste]:
     for path in (base / ".by-key").glob("*"):
         if path.name not in kept:
             yield Waste("published", path.name, "", (path,), sum(map(_size, _files(path))), _made(path))
+
+
+def _timing(store: Store, contents: _Contents) -> Iterator[Waste]:
+    """Timing caches, but for those of plans that are recorded."""
+    for name in timing.names(store):
+        path = store.root / "timing" / name
+        if timing.pinned_key(path) not in contents.records.keys() | contents.foreign:
+            yield Waste("timing", f"timing/{name}", "", (path,), _size(path), _made(path))
 
 
 def _aged(store: Store, name: Literal["logs", "damaged"]) -> Iterator[Waste]:

@@ -7,8 +7,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 POLL_SECONDS = 0.05
@@ -28,20 +28,41 @@ def exclusive(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterat
     Raises:
         OSError: The lock file cannot be made.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        while not _try_lock(handle):
-            waiting(os.pread(handle, 4096, 0).decode(errors="replace").strip())
+    with first_free([path], holder, waiting):
+        yield
+
+
+@contextmanager
+def first_free(paths: Sequence[Path], holder: str, waiting: Callable[[str], None]) -> Iterator[Path]:
+    """Holds one of several lock files, the first that is free, as `exclusive` holds its one; yields which.
+
+    Args:
+        paths: The lock files, at least one.
+        holder: As for `exclusive`.
+        waiting: Likewise; called with the holder of the first while all are held.
+
+    Raises:
+        OSError: A lock file cannot be made.
+    """
+    with ExitStack() as opened:
+        handles = {path: _opened(opened, path) for path in paths}
+        while (held := next(filter(lambda path: _try_lock(handles[path]), paths), None)) is None:
+            waiting(os.pread(handles[paths[0]], 4096, 0).decode(errors="replace").strip())
             time.sleep(POLL_SECONDS)
+        handle = handles[held]
         os.ftruncate(handle, 0)
         os.pwrite(handle, holder.encode(), 0)
         try:
-            yield
+            yield held
         finally:
             with suppress(OSError):  # what was done is done, whatever the disk says about a line for those who wait
                 os.ftruncate(handle, 0)
-    finally:
-        os.close(handle)  # releases the lock
+
+
+def _opened(stack: ExitStack, path: Path) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    stack.callback(os.close, handle)  # releases the lock
+    return handle
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 <url>/objects/ab/cdef…            as in a store
 <url>/records/<key>.json
 <url>/refs/…
+<url>/timing/…                    as in a store
 <url>/leases/<key>/<token>        who is building what; see `artifacts.lease`
 <url>/tmp/                        files that are being written, where a put is not all or nothing
 ```

@@ -5,6 +5,7 @@
 <root>/records/<key>.json        question -> answer
 <root>/refs/plans/…              names for people -> key
 <root>/published/…               directories that were published: plan and manifest
+<root>/timing/…                  what builders measured, by GPU or plan; see `artifacts.timing`
 <root>/damaged/                  what was set aside because its bytes were not what its name says
 <root>/index.sqlite              remembered digests; may be thrown away
 <root>/records.sqlite            where to find records; may be thrown away
@@ -107,13 +108,22 @@ class Store:
         """
         with self._writing():
             blob = Blob(digest.of_file(source), source.stat().st_size)
-            target = self.path(blob)
+        # The same bytes may be there already: then nothing changes, and damage is mended.
+        self.move_in(source, self.path(blob))
+        return blob
+
+    def move_in(self, source: Path, target: Path) -> None:
+        """Lets the file at `source`, which lies on the store's file system, be the store's `target`, for good.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._writing():
             target.parent.mkdir(parents=True, exist_ok=True)
             source.chmod(0o444)
             _sync(source)
-            source.replace(target)  # the same bytes may be there already: then nothing changes, and damage is mended
+            source.replace(target)
             _sync(target.parent)
-            return blob
 
     def set_aside(self, damaged: Path) -> Path:
         """Moves a damaged file out of the way, kept for a look at it.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from artifacts import digest
+from artifacts import digest, timing
 from artifacts.errors import NewerFormatError, StoreError
 from artifacts.record import Blob, Record
 from artifacts.store import Store
@@ -86,7 +86,7 @@ class _Holders:
 
 
 def verify(store: Store, progress: Progress = lambda phase, fraction: None) -> Report:
-    """Looks at every object, record, ref and published directory of `store`; changes nothing.
+    """Looks at every object, timing cache, record, ref and published directory of `store`; changes nothing.
 
     Raises:
         OSError: A directory of the store cannot be listed.
@@ -222,13 +222,16 @@ def _check_content(
         if found := _check_presence(store, blob):
             report.findings.append(holders.lost(found, [blob]))
     objects = [(path, _size(path)) for path in _files(store.root / "objects")]
+    caches = [(path, _size(path)) for path in _files(store.root / "timing")]
     copies = [(path, sum(map(_size, _files(path)))) for path in published]
-    total = sum(size for _, size in (*objects, *copies)) or 1
-    report.files += len(objects) + len(copies)
+    everything = (*objects, *caches, *copies)
+    total = sum(size for _, size in everything) or 1
+    report.files += len(everything)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         looked = [pool.submit(_check_object, store, path, holders) for path, _ in objects]
+        looked += [pool.submit(_check_timing, store, path) for path, _ in caches]
         looked += [pool.submit(_check_copy, store, path, holders) for path, _ in copies]
-        for future, (path, size) in zip(looked, (*objects, *copies), strict=True):
+        for future, (path, size) in zip(looked, everything, strict=True):
             if found := future.result():
                 report.findings.append(found)
             report.bytes += size
@@ -258,6 +261,20 @@ def _check_object(store: Store, path: Path, holders: _Holders) -> Finding | None
     if mode & 0o222:
         return replace(_finding(store, path, f"object {name} can be written: mode {mode & 0o777:o}"), cure="chmod")
     return None
+
+
+def _check_timing(store: Store, path: Path) -> Finding | None:
+    """A timing cache: named by its content. No answer is lost with it."""
+    try:
+        found = digest.of_file(path)
+    except FileNotFoundError:
+        return None  # a build has just merged it into another
+    except OSError as error:
+        return _finding(store, path, f"cannot be read: {error.strerror}")
+    if found == path.name:
+        return None
+    lost = f", which pins the tactics of {key}," if (key := timing.pinned_key(path)) else ""
+    return _finding(store, path, f"timing cache{lost} is damaged: its content has the digest {found}")
 
 
 def _blobs(holders: _Holders, name: str) -> list[Blob]:

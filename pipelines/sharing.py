@@ -7,7 +7,7 @@ What the remote cannot do is said once in a run; the build goes on locally, and 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,22 @@ class Sharing:
         if self._writes:
             try:
                 self.exchange.send_refs(refs)
+            except RemoteError as error:
+                self._without(error)
+
+    def fetch_timing(self, place: str) -> None:
+        """Brings the timing caches of a place into the store, as far as the remote can be used."""
+        if self._reads:
+            try:
+                self.exchange.fetch_timing(place, self._say)
+            except RemoteError as error:
+                self._without(error)
+
+    def send_timing(self, place: str, merged: Iterable[str]) -> None:
+        """Sends the timing caches of a place, and deletes in the remote those that were merged into them."""
+        if self._writes:
+            try:
+                self.exchange.send_timing(place, merged)
             except RemoteError as error:
                 self._without(error)
 

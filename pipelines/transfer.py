@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def push(config: StoreConfig, store: Store, reporter: Reporter, stop: Event) -> dict[str, Any]:
-    """Sends every record that the remote lacks, with its objects, and every name.
+    """Sends every record that the remote lacks, with its objects, every name and every timing cache.
 
     Raises:
         ConfigError: There is no remote.
@@ -59,6 +59,7 @@ def push(config: StoreConfig, store: Store, reporter: Reporter, stop: Event) -> 
     _each(missing, send, "push", reporter, stop)
     refs = {name: key for name, key in store.refs("").items() if not name.startswith("signatures/")}
     exchange.send_refs(refs)
+    caches = exchange.send_timing("")
     seconds = round(time.monotonic() - started, 3)
     return {
         "ok": not damaged,
@@ -67,6 +68,7 @@ def push(config: StoreConfig, store: Store, reporter: Reporter, stop: Event) -> 
         "bytes": _bytes(sent),
         "damaged": damaged,
         "names": len(refs),
+        "timing_caches": caches,
         "seconds": seconds,
     }
 
@@ -125,7 +127,7 @@ def _follow(session: Session, fetch: Callable[[str], Record | None], reporter: R
 
 
 def pull_all(config: StoreConfig, store: Store, reporter: Reporter, stop: Event) -> dict[str, Any]:
-    """Fetches every record that the remote has and the store lacks, and every name that means nothing here yet.
+    """Fetches every record and timing cache that the store lacks, and every name that means nothing here yet.
 
     Raises:
         ConfigError: There is no remote.
@@ -142,6 +144,7 @@ def pull_all(config: StoreConfig, store: Store, reporter: Reporter, stop: Event)
             fetched.append(record)
 
     _each(sorted(exchange.recorded() - set(store.recorded())), fetch, "pull", reporter, stop)
+    caches = exchange.fetch_timing("", reporter.note)
     return {
         "ok": not damaged,
         "remote": exchange.remote.url,
@@ -149,6 +152,7 @@ def pull_all(config: StoreConfig, store: Store, reporter: Reporter, stop: Event)
         "bytes": _bytes(fetched),
         "damaged": damaged,
         "names": len(exchange.fetch_refs()),
+        "timing_caches": caches,
     }
 
 
@@ -200,6 +204,8 @@ def print_transfer(found: dict[str, Any], verb: str) -> None:
     count = found["sent" if verb == "push" else "fetched"]
     done = f"{'sent' if verb == 'push' else 'fetched'} {count} records, {in_bytes(found['bytes'])}"
     print(f"{done}, {'to' if verb == 'push' else 'from'} {found['remote']}")
+    if caches := found.get("timing_caches"):
+        print(f"and {caches} timing caches")
     if missing := found.get("missing"):
         print(f"not in the remote: {', '.join(missing)}: `trtforge build` builds them")
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 import pytest
 
-from artifacts.locks import exclusive, is_held, scratch, shared
+from artifacts.locks import exclusive, first_free, is_held, scratch, shared
 from tests.artifacts.processes import output, running, said
 
 HOLD = """
@@ -119,6 +119,20 @@ def test_a_lock_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"), exclusive(tmp_path / "file" / "lock", "me", give_up):
         pass
+
+
+def test_of_several_the_first_that_is_free_is_held_and_the_others_stay_free(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    with held_elsewhere(paths[0]), first_free(paths, "me", give_up) as held:
+        assert held == paths[1]
+        assert [is_held(path) for path in paths] == [True, True, False]
+        with (
+            first_free(paths, "other", give_up),
+            pytest.raises(StopWaitingError, match="in another process"),
+            first_free(paths, "third", give_up),
+        ):
+            raise AssertionError("four hold three")
+    assert not is_held(paths[1])
 
 
 def test_scratch_vanishes_with_all_that_is_in_it(tmp_path: Path) -> None:
