@@ -225,6 +225,8 @@ def _check_entries(composed: DictConfig) -> None:
             if model[name][key] is not None:
                 model[name][key] = _checked(schema, model[name], key, f"model.{name}")
         _require_allowed(model[name], f"model.{name}")
+    for name in composed.targets:
+        _require_allowed(composed.targets[name], f"targets.{name}")
     for name in model.inputs:
         model.inputs[name] = _checked(TensorSpec, model.inputs, name, "model.inputs")
     for profile, shapes in model.profiles.items():

@@ -10,9 +10,11 @@ from enum import Enum
 from math import inf
 from typing import Any, Optional
 
-from stages.allowed import require, require_size
+from stages.allowed import NotAllowedError, require, require_size
 from stages.data.options import Data
 from stages.gates import Gates
+from stages.gpus import capabilities
+from stages.stage import StageError
 
 # A mapping whose values are dataclasses says so in a comment: an override cannot add a whole entry to one that says it
 # in its type. `conf.compose` holds each entry against its dataclass.
@@ -22,6 +24,10 @@ from stages.gates import Gates
 MISSING: Any = "???"
 """What OmegaConf calls by this name: a value that must be given. Importing it from there would cost 45 ms, which a
 build with nothing to do does not have to spend."""
+
+
+LOCAL = "local"
+"""What a target says of its GPU, or of its capability, where the machine is to be asked."""
 
 
 class Source(str, Enum):
@@ -46,11 +52,13 @@ class Profile:
         min: The smallest shape.
         opt: The shape to optimize for.
         max: The largest shape.
+        values: Whether these are the numbers that the input holds: of a shape tensor, such as the sizes of a Resize.
     """
 
     min: list[int] = MISSING
     opt: list[int] = MISSING
     max: list[int] = MISSING
+    values: bool = False
 
 
 @dataclass
@@ -158,19 +166,33 @@ class Step:
 
 @dataclass
 class Target:
-    """One kind of GPU.
+    """One kind of GPU, or several that one plan is for.
 
     Attributes:
         name: What `targets=[…]` calls it.
-        gpu: The GPU's name as the driver reports it.
-        compute_capability: Such as "8.9"; "local": ask the machine.
+        gpu: The GPU's name as the driver reports it; "local": that of the machine.
+        compute_capability: Such as "8.9"; "8.0,8.6,8.9": one plan for GPUs of all of them, with backend=tensorrt_rtx;
+            "local": ask the machine.
+        memory: How much the GPU has, such as `24GB`; a plan that is larger is told of. Not part of the key.
         backend: The backend to build with; null: the run's.
     """
 
     name: str = MISSING
     gpu: str = MISSING
     compute_capability: str = MISSING
+    memory: Optional[str] = None
     backend: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if self.compute_capability not in (MISSING, LOCAL):
+            try:
+                found = capabilities(self.compute_capability)
+            except StageError as error:
+                allowed = f'such as "8.9", several as "8.0,8.6,8.9", or {LOCAL}'
+                raise NotAllowedError("compute_capability", self.compute_capability, allowed) from error
+            # One way to write it: it is part of keys and of paths.
+            self.compute_capability = ",".join(found)
+        require_size(self, "memory")
 
 
 @dataclass

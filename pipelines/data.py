@@ -72,7 +72,8 @@ def fact(
     Returns:
         dict: The fields of `stages.data.options.Data`, and `packages`: the versions of what reads them; `classes`: how
         many images each subdirectory holds; `shapes`: the least and the largest sample of each profile; `profiles`:
-        all of them, for random samples only. None where the model has no such data.
+        all of them, for random samples only; `held`, where the model has shape tensors: what each holds. None where the
+        model has no such data.
 
     Raises:
         ConfigError: What is needed to read them is not installed.
@@ -83,13 +84,25 @@ def fact(
     if data.callable is not None:
         module, script = _callable(f"model.{name}", data.callable)
         options["callable"] = f"{SCRIPT}{module.partition(':')[2]}" if script else module
+    sampled = {
+        profile: {each: ends for each, ends in inputs.items() if not ends.get("values")}
+        for profile, inputs in profiles.items()
+    }
+    held = _held(profiles)
     return {
         **options,
         "packages": _packages(name, data),
         "classes": _classes(given[name], Path(data.path)) if data.images and data.path else None,
-        "shapes": _samples(profiles),
-        "profiles": profiles if data.random else None,
+        "shapes": _samples(sampled),
+        "profiles": sampled if data.random else None,
+        **({"held": held} if held else {}),
     }
+
+
+def _held(profiles: Mapping[str, Any]) -> dict[str, JSON]:
+    """What each shape tensor holds while data are read: samples have none, so the first profile's opt."""
+    first: Mapping[str, Any] = next((profiles[name] for name in sorted(profiles)), {})
+    return {each: list(ends["opt"]) for each, ends in first.items() if ends.get("values")}
 
 
 def _plain(value: Any) -> Any:

@@ -16,13 +16,11 @@ from rich.table import Table
 from artifacts.errors import StoreError
 from artifacts.store import Store
 from conf.compose import compose, options
-from conf.errors import ConfigError
-from conf.schema import Target
+from conf.schema import LOCAL, Target
 from pipelines.document import console, in_bytes
 from pipelines.targets import gpus_here
 from stages import backends
-from stages.gpus import Gpus, capability
-from stages.stage import StageError
+from stages.gpus import Gpus, capabilities, capability
 
 PACKAGES = ("onnx", "onnxruntime", "numpy", "polygraphy", "cuda-python", "hydra-core", "prefect", "torch")
 """What the stages and the runner use; torch only for models that are torch modules."""
@@ -56,8 +54,9 @@ def print_examination(found: dict[str, Any]) -> None:
 
     say(f"trtforge {found['trtforge']}, Python {found['python']}, {found['platform']}, {found['cpus']} CPUs")
     say("packages: " + ", ".join(f"{name} {version or '(missing)'}" for name, version in found["packages"].items()))
-    gpus = ", ".join(f"{gpu['name']} ({gpu['compute_capability']})" for gpu in found["gpus"])
-    say(f"GPUs: {gpus or 'none: ' + str(found['gpus_reason'])}")
+    say("GPUs:" + ("" if found["gpus"] else f" none: {found['gpus_reason']}"))
+    for gpu in found["gpus"]:
+        say(f"  {gpu['name']} ({gpu['compute_capability']}), {in_bytes(gpu['memory_bytes'])}, {gpu['uuid']}")
     for name, backend in found["backends"].items():
         problem = f": {backend['problem']}" if backend["problem"] else ""
         say(f"backend {name}: {backend['version'] or 'missing'}{problem}")
@@ -70,14 +69,15 @@ def print_examination(found: dict[str, Any]) -> None:
 
 def _table(targets: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("target", "GPU", "capability", *(f"builds: {name}" for name in backends.BACKENDS), "runs"):
+    for column in ("target", "GPU", "capability", "memory", *(f"builds: {name}" for name in backends.BACKENDS), "runs"):
         table.add_column(column)
     names = dict.fromkeys(entry["target"] for entry in targets)
     for name in names:
         own = [entry for entry in targets if entry["target"] == name]
         builds = ["yes" if entry["can_build"] else "no" for entry in own]
         runs = "yes" if any(entry["can_run"] for entry in own) else "no"
-        table.add_row(name, own[0]["gpu"], own[0]["compute_capability"], *builds, runs)
+        told = (own[0]["compute_capability"].replace(",", ", "), own[0]["memory"] or "-")
+        table.add_row(name, own[0]["gpu"], *told, *builds, runs)
     return table
 
 
@@ -86,14 +86,8 @@ def _targets(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[Targ
     search = [override for override in overrides if override.startswith("hydra.searchpath=")]
     names = options("targets", search, config_dirs)
     found = compose([*search, f"targets=[{','.join(names)}]"], config_dirs).targets.values()
-    return sorted((target for target in found if target.compute_capability != "local"), key=_by_capability)
-
-
-def _by_capability(target: Target) -> tuple[int, int]:
-    try:
-        return capability(target.compute_capability)
-    except StageError as error:
-        raise ConfigError(f"targets.{target.name}.compute_capability: {error.what}", error.next_step) from error
+    named = [target for target in found if LOCAL not in (target.gpu, target.compute_capability)]
+    return sorted(named, key=lambda target: [capability(each) for each in capabilities(target.compute_capability)])
 
 
 def _target(target: Target, backend: str, here: Gpus) -> dict[str, Any]:
@@ -104,6 +98,7 @@ def _target(target: Target, backend: str, here: Gpus) -> dict[str, Any]:
         "target": target.name,
         "gpu": target.gpu,
         "compute_capability": target.compute_capability,
+        "memory": target.memory,
         "backend": backend,
         "can_build": why_not_build is None,
         "why_not_build": why_not_build,

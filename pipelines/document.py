@@ -140,6 +140,9 @@ def _print_plan(session: Session, target: BuildTarget) -> None:
     directory = directory if directory and directory.exists() else None
     path = directory / "model.plan" if directory else session.store.path(outcome.record.outputs["plan"])
     told = "validated" if session.validated(target) else "not validated"
+    size = outcome.record.outputs["plan"].bytes
+    if target.memory_bytes is not None and size > target.memory_bytes:
+        told += f"; its {in_bytes(size)} are more than the GPU's {in_bytes(target.memory_bytes)} of memory"
     _print_path(target.name, path, f" ({told})")
 
 

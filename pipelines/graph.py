@@ -15,14 +15,17 @@ from pipelines.sources import Files
 from pipelines.targets import BuildTarget
 from stages import STAGES
 from stages.sizes import size_bytes
-from stages.stage import Stage
+from stages.stage import Stage, StageError
 
 MODEL = "model"
 MODEL_INPUTS = ("onnx", "weights", "source", "calibration", "ranges", "holdout", "plugins")
 
-IMPLIED = ("passes", "plugins")
+IMPLIED = ("passes", "plugins", "calibration_source", "holdout_source")
 """Inputs that every stage gets that takes them, named by the flow or not, so that no key can lack them: the source of
-the user's own passes, and plugin libraries."""
+the user's own passes, plugin libraries, and the source of the user's own Python behind calibration or held-out data."""
+
+DATA = ("calibration", "holdout")
+"""Inputs whose files are read as the options of `model.<the same name>` say; a stage that needs one gets it unasked."""
 
 Upstream = tuple[str, str]
 """(id of a node, name of its output)"""
@@ -74,8 +77,9 @@ def is_per_target(config: Config) -> dict[str, bool]:
 
 
 def needs_fact(config: Config, fact: str) -> bool:
-    """Whether any step's stage depends on `fact`."""
-    return any(fact in STAGES[step.stage].facts for step in config.steps.values())
+    """Whether any step depends on `fact`."""
+    stages = ((STAGES[step.stage], step.config) for step in config.steps.values())
+    return any(fact in (*stage.facts, *stage.facts_when(own)) for stage, own in stages)
 
 
 def own_passes(config: Config) -> list[str]:
@@ -88,7 +92,8 @@ def expand(config: Config, targets: Sequence[BuildTarget], files: Files) -> list
     """The nodes of the run, each after all that it depends on; shared steps first.
 
     Raises:
-        ConfigError: A step names an input, an output or another step that is not there, or the steps form a circle.
+        ConfigError: A step names an input, an output or another step that is not there, the steps form a circle, or a
+            step's config asks for what a target has not.
     """
     per_target = is_per_target(config)
     order = list(per_target)
@@ -128,12 +133,17 @@ def _check_inputs(name: str, step: Step, steps: Mapping[str, Step]) -> None:
         raise ConfigError(
             f"{where}.{given}: stage {step.stage} has no such input", suggest(given, (*stage.inputs, *stage.optional))
         )
-    for missing in set(stage.inputs) - step.inputs.keys():
+    for missing in set(stage.inputs) - step.inputs.keys() - set(DATA):
         raise ConfigError(
             f"{where}: stage {step.stage} needs the input {missing}", f"give it: {where}.{missing}=STEP.OUTPUT"
         )
     for given, text in step.inputs.items():
         _check_reference(f"{where}.{given}={text}", text, steps)
+        if given in DATA and text.partition(".")[0] == MODEL and text != f"{MODEL}.{given}":
+            raise ConfigError(
+                f"{where}.{given}={text}: how data are read stands beside their path, in {MODEL}.{given}",
+                f"give the data there: {MODEL}.{given}.path=PATH, {where}.{given}={MODEL}.{given}",
+            )
 
 
 def _check_reference(where: str, text: str, steps: Mapping[str, Step]) -> None:
@@ -151,9 +161,12 @@ def _check_reference(where: str, text: str, steps: Mapping[str, Step]) -> None:
 def _node(config: Config, name: str, target: BuildTarget | None, files: Files, per_target: Mapping[str, bool]) -> Node:
     step = config.steps[name]
     stage = STAGES[step.stage]
+    if target:
+        _check_target(name, step, target)
     upstream: dict[str, Upstream] = {}
     own: dict[str, Sequence[Path]] = {}
-    for given, text in sorted(step.inputs.items()):
+    named = {**{given: f"{MODEL}.{given}" for given in stage.inputs if given in DATA}, **step.inputs}
+    for given, text in sorted(named.items()):
         source, _, output = text.partition(".")
         if source != MODEL:
             upstream[given] = (f"{source}[{target.name}]" if target and per_target[source] else source, output)
@@ -167,10 +180,17 @@ def _node(config: Config, name: str, target: BuildTarget | None, files: Files, p
                 else f"give model.{output}",
             )
     for given in IMPLIED:
-        if given in stage.optional and given not in own and (implied := _implied(given, step, files)):
+        if given in stage.optional and given not in own and (implied := _implied(given, named, step, files)):
             own[given] = implied
-    inputs = {given: step.inputs.get(given, f"{MODEL}.{given}") for given in (*upstream, *own)}
+    inputs = {given: named.get(given, f"{MODEL}.{given}") for given in (*upstream, *own)}
     return Node(name, stage, step.config, target, upstream, own, _limits(step), inputs)
+
+
+def _check_target(name: str, step: Step, target: BuildTarget) -> None:
+    try:
+        STAGES[step.stage].refuse(step.config, target.facts)
+    except StageError as error:
+        raise ConfigError(f"target {target.name}: steps.{name}.config.{error.what}", error.next_step) from error
 
 
 def _limits(step: Step) -> Limits:
@@ -178,7 +198,9 @@ def _limits(step: Step) -> Limits:
     return Limits(step.time_limit_s, step.stall_limit_s, memory)
 
 
-def _implied(given: str, step: Step, files: Files) -> Sequence[Path]:
+def _implied(given: str, named: Mapping[str, str], step: Step, files: Files) -> Sequence[Path]:
     if given == "passes":
         return sources.pass_modules(step.config.own_passes)
+    if given.removesuffix("_source") in DATA and given.removesuffix("_source") not in named:
+        return ()
     return files.get(given, ())

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from conf.errors import ConfigError, suggest
 from conf.schema import Model
+from stages.profiles import override
 
-Shapes = dict[str, list[int]]
-"""{'min': shape, 'opt': shape, 'max': shape}"""
+Shapes = dict[str, Any]
+"""{'min': shape, 'opt': shape, 'max': shape}; of a shape tensor's values, 'values': True beside them"""
+
+SHAPE_DTYPES = ("int32", "int64")
+"""What TensorRT's shape tensors are made of."""
 
 _GUESS = {"min": 1, "opt": 8, "max": 32}
 
 
 def resolve(model: Model, inputs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Shapes]]:
-    """The profiles of `model`, each with a full shape for every dynamic input.
+    """The profiles of `model`, each with a full shape for every dynamic input, and the values of each shape tensor.
 
     Args:
         model: The model's config: `profiles`, or the short form `dims`.
         inputs: The model's inputs: `{name, dtype, shape}`, a dim being a number, a name or None.
 
     Returns:
-        `{profile: {input: {min, opt, max}}}`; empty where no input is dynamic.
+        `{profile: {input: {min, opt, max}}}`, `values: True` beside these of a shape tensor; empty where no input is
+        dynamic or a shape tensor.
 
     Raises:
-        ConfigError: An input without a shape, an unknown name, a wrong rank, a static dim changed, min > opt or > max.
+        ConfigError: An input without a shape, an unknown name, a wrong rank, a static dim changed, min > opt or > max;
+            values of what is no shape tensor, or not in every profile.
     """
+    _require_ranks(inputs)
     dims = _dims(model, inputs)
     names = list(model.profiles) or ["default"]
     dynamic = [tensor for tensor in inputs if _dynamic(tensor)]
@@ -42,8 +49,9 @@ def resolve(model: Model, inputs: Sequence[Mapping[str, Any]]) -> dict[str, dict
     missing = [t for t in dynamic if any(shapes[name, t["name"]] is None for name in names)]
     if missing:
         raise _without_profile(missing)
-    own = sorted(t["name"] for t in dynamic)
-    return {name: {i: found for i in own if (found := shapes[name, i])} for name in names} if dynamic else {}
+    held = _shape_tensors(model, inputs, names)
+    own = sorted({*held, *(t["name"] for t in dynamic)})
+    return {name: {i: found for i in own if (found := shapes[name, i])} for name in names} if own else {}
 
 
 def named(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -86,6 +94,33 @@ def dims(inputs: Sequence[Mapping[str, Any]], resolved: Mapping[str, Mapping[str
     return found
 
 
+def _require_ranks(inputs: Sequence[Mapping[str, Any]]) -> None:
+    unranked = [tensor["name"] for tensor in inputs if tensor["shape"] is None]
+    if unranked:
+        raise ConfigError(
+            f"the model does not say how many dims these inputs have: {', '.join(unranked)}",
+            "export it with a shape for each input: a plan's inputs have a fixed rank",
+        )
+
+
+def _shape_tensors(model: Model, inputs: Sequence[Mapping[str, Any]], profiles: Sequence[str]) -> list[str]:
+    """The inputs whose values the profiles give."""
+    held = [t["name"] for t in inputs if any(_values(model, name, t["name"]) for name in profiles)]
+    for tensor in held:
+        for name in profiles:
+            if not _values(model, name, tensor):
+                raise ConfigError(
+                    f"model.profiles.{name}: no values of {tensor!r}, and another profile takes it for a shape tensor",
+                    f"every profile needs them: model.profiles.{name}.{tensor}={{min:[…],opt:[…],max:[…],values:true}}",
+                )
+    return held
+
+
+def _values(model: Model, profile: str, name: str) -> bool:
+    given = model.profiles.get(profile, {}).get(name)
+    return given is not None and given.values
+
+
 def _dynamic(tensor: Mapping[str, Any]) -> bool:
     return any(not isinstance(dim, int) for dim in tensor["shape"])
 
@@ -111,10 +146,33 @@ def _shapes(model: Model, profile: str, tensor: Mapping[str, Any], dims: Mapping
         return _from_dims(tensor["shape"], dims)
     shapes = {"min": list(given.min), "opt": list(given.opt), "max": list(given.max)}
     where = f"model.profiles.{profile}.{tensor['name']}"
+    if given.values:
+        _check_values(where, shapes, tensor)
+        return {**shapes, "values": True}
     for which, shape in shapes.items():
         _check_shape(f"{where}.{which}", shape, tensor)
     _check_order(where, *shapes.values())
     return shapes
+
+
+def _check_values(where: str, values: Mapping[str, list[int]], tensor: Mapping[str, Any]) -> None:
+    shape, declared = tensor["shape"], f"{tensor['dtype']} {spell(tensor['shape'])}"
+    if tensor["dtype"] not in SHAPE_DTYPES or len(shape) > 1 or _dynamic(tensor):
+        raise ConfigError(
+            f"{where}.values: {tensor['name']!r} is {declared}, and a shape tensor is {' or '.join(SHAPE_DTYPES)}, "
+            "of rank 0 or 1 and a fixed size",
+            "leave values out: min, opt and max are the input's shape then",
+        )
+    count = prod(shape)
+    for which, given in values.items():
+        if len(given) != count:
+            raise ConfigError(
+                f"{where}.{which}: {given} has {len(given)} values, the input holds {count}: {declared}",
+                f"give {count}",
+            )
+    if not all(low <= opt <= high for low, opt, high in zip(*values.values(), strict=True)):
+        ends = ", ".join(f"{which} {given}" for which, given in values.items())
+        raise ConfigError(f"{where}: {ends} are not in order", "min <= opt <= max in every place")
 
 
 def _from_dims(shape: Sequence[Any], dims: Mapping[str, list[int]]) -> Shapes | None:
@@ -158,15 +216,10 @@ def _without_profile(tensors: Sequence[Mapping[str, Any]]) -> ConfigError:
 
 
 def _override(tensor: Mapping[str, Any]) -> str:
-    def shape(which: str) -> str:
-        return ",".join(str(dim if isinstance(dim, int) else _GUESS[which]) for dim in tensor["shape"])
-
-    body = ",".join(f"{which}:[{shape(which)}]" for which in _GUESS)
-    if tensor["name"].isidentifier():
-        return f"'model.profiles.default.{tensor['name']}={{{body}}}'"
-    # Dots, colons and brackets mean something to Hydra in a key, and nothing in a mapping once they are escaped.
-    escaped = re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", tensor["name"])
-    return f"'model.profiles.default={{{escaped}:{{{body}}}}}'"
+    ends = {
+        which: [dim if isinstance(dim, int) else guess for dim in tensor["shape"]] for which, guess in _GUESS.items()
+    }
+    return override("default", tensor["name"], ends)
 
 
 def spell(shape: Sequence[Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Any
 
 from conf.errors import ConfigError, suggest
 from conf.groups import PACKAGE, package_directory
-from conf.schema import Config, Target
+from conf.schema import LOCAL, Config, Target
 from pipelines.errors import CannotBuildError
 from stages import STAGES, backends
-from stages.gpus import Gpus, why_no_precision
+from stages.gpus import Gpu, Gpus, architecture, capabilities, why_no_precision
 from stages.gpus import gpus as ask_gpus
+from stages.sizes import size_bytes
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """There while NVIDIA's kernel driver is loaded; looking costs microseconds, importing cuda-python 100 ms."""
@@ -33,10 +34,11 @@ class BuildTarget:
     Attributes:
         name: What `targets=[…]` called it.
         gpu: The GPU by the driver's name.
-        compute_capability: Such as "8.9".
+        compute_capability: Such as "8.9"; "8.0,8.6,8.9" where one plan is for several.
         backend: `tensorrt_rtx` or `tensorrt`.
         backend_version: The installed version, whole.
         here: The GPUs of this machine.
+        memory_bytes: What the GPU has; None where nobody says.
     """
 
     name: str
@@ -45,6 +47,7 @@ class BuildTarget:
     backend: str
     backend_version: str
     here: Gpus
+    memory_bytes: int | None = None
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
@@ -61,8 +64,8 @@ class BuildTarget:
 
     @property
     def architecture(self) -> str:
-        """The capability as NVIDIA writes it: `sm_89`."""
-        return "sm_" + self.compute_capability.replace(".", "")
+        """The capability as NVIDIA writes it: `sm_89`; `sm_80_86_89` where one plan is for several."""
+        return architecture(self.compute_capability)
 
     @property
     def release(self) -> str:
@@ -78,8 +81,12 @@ def gpus_here() -> Gpus:
     return ask_gpus()
 
 
-def resolve(config: Config) -> list[BuildTarget]:
+def resolve(config: Config, note: Callable[[str], None] = lambda text: None) -> list[BuildTarget]:
     """The targets of `config`, each of which can be built on this machine.
+
+    Args:
+        config: The run's.
+        note: Told which GPU was taken, where a target asks a machine that has several kinds.
 
     Raises:
         ConfigError: A target names no backend that there is.
@@ -94,10 +101,14 @@ def resolve(config: Config) -> list[BuildTarget]:
                 f"make file name, `# @package targets.{key}` and `name: {key}` agree",
             )
     here = gpus_here()
-    targets = [_resolve(target, config.backend.name, here) for target in config.targets.values()]
-    refused = [f"{target.name}: {reason}" for target in targets if (reason := _why_not(target))]
+    targets = [_resolve(target, config.backend.name, here, note) for target in config.targets.values()]
+    refused: dict[str, list[str]] = {}
+    for made in targets:
+        if reason := _why_not(made):
+            refused.setdefault(reason, []).append(made.name)
     if refused:
-        raise CannotBuildError(f"no one here can build {'; '.join(refused)}", _way_out(targets))
+        told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in refused.items())
+        raise CannotBuildError(f"no one here can build {told}", _way_out(targets))
     return targets
 
 
@@ -124,28 +135,76 @@ def refuse_precisions(config: Config, chosen: Sequence[BuildTarget]) -> None:
                 )
 
 
+def refuse_fp32_products(config: Config, chosen: Sequence[BuildTarget], products: Sequence[str]) -> None:
+    """Refuses targets for which the backend compiles no float32 matrix product, where a flow leaves some in float32.
+
+    Args:
+        config: The run's.
+        chosen: Its targets.
+        products: Those of the model, as its signature names them.
+
+    Raises:
+        ConfigError: There are such targets and products.
+    """
+    if not products or not all(STAGES[step.stage].keeps_fp32(step.config) for step in config.steps.values()):
+        return
+    lacking = {}
+    for target in chosen:
+        without = backends.find(target.backend).without_fp32_products
+        own = [each for each in capabilities(target.compute_capability) if each in without]
+        if own:
+            lacking[target.name] = f"target {target.name}: {target.backend} multiplies no float32 matrices on {own[0]}"
+    if lacking:
+        fine = [target.name for target in chosen if target.name not in lacking]
+        rest = f", or leave them out: targets=[{','.join(fine)}]" if fine else ""
+        more = f" and {len(products) - 1} more" if len(products) > 1 else ""
+        raise ConfigError(
+            f"flow {config.flow}: {'; '.join(lacking.values())}, and the model does: {products[0]}{more}",
+            f"multiply in float16: flow=fp16 or flow=int8_fp16{rest}",
+        )
+
+
 def _with_precision(precision: str) -> list[str]:
     """The shipped targets that have `precision`, by name."""
     from yaml import safe_load  # type: ignore[import-untyped]
 
     shipped = [safe_load(path.read_text()) for path in sorted((Path(package_directory(PACKAGE)) / "targets").iterdir())]
-    known = [target for target in shipped if target["compute_capability"] != "local"]
+    known = [target for target in shipped if target["compute_capability"] != LOCAL]
     return [target["name"] for target in known if not why_no_precision(precision, target["compute_capability"])]
 
 
-def _resolve(target: Target, backend: str, here: Gpus) -> BuildTarget:
+def _resolve(target: Target, backend: str, here: Gpus, note: Callable[[str], None]) -> BuildTarget:
     backend = target.backend or backend
     if backend not in backends.BACKENDS:
         raise ConfigError(f"there is no backend {backend!r}", suggest(backend, backends.BACKENDS))
     gpu, compute_capability = target.gpu, target.compute_capability
-    if compute_capability == "local":
-        if not here.found:
-            raise CannotBuildError(
-                f"target {target.name}: this machine has no GPU to ask: {here.reason}", "name a GPU: targets=[l4]"
-            )
-        gpu, compute_capability = here.found[0].name, here.found[0].compute_capability
+    memory_bytes = None if target.memory is None else size_bytes(target.memory)
+    if LOCAL in (gpu, compute_capability):
+        own = _local(target, here, note)
+        gpu, compute_capability, memory_bytes = own.name, own.compute_capability, own.memory_bytes
     version = backends.installed_version(backend) or ""
-    return BuildTarget(target.name, gpu, compute_capability, backend, version, here)
+    return BuildTarget(target.name, gpu, compute_capability, backend, version, here, memory_bytes)
+
+
+def _local(target: Target, here: Gpus, note: Callable[[str], None]) -> Gpu:
+    """The first GPU here that is what `target` says of it."""
+    if not here.found:
+        raise CannotBuildError(
+            f"target {target.name}: this machine has no GPU to ask: {here.reason}", "name a GPU: targets=[l4]"
+        )
+    fitting = here.found if target.compute_capability == LOCAL else here.of(target.compute_capability)
+    fitting = tuple(gpu for gpu in fitting if target.gpu in (LOCAL, gpu.name))
+    if not fitting:
+        asked = target.compute_capability if target.gpu == LOCAL else f"{target.gpu} ({target.compute_capability})"
+        raise CannotBuildError(f"target {target.name}: there is no {asked} here: {here}", "take one that is here")
+    taken = fitting[0]
+    others = dict.fromkeys(str(Gpus((gpu,))) for gpu in fitting if gpu.name != taken.name)
+    if others:
+        note(
+            f"target {target.name}: {Gpus((taken,))} is taken, and {', '.join(others)} is here too: choose by "
+            f"targets.{target.name}.compute_capability, or by UUID with CUDA_VISIBLE_DEVICES=GPU-…"
+        )
+    return taken
 
 
 def _why_not(target: BuildTarget) -> str | None:

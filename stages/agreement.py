@@ -207,9 +207,11 @@ def _fitting(found: Sequence[profiles.Profile], inputs: Sequence[Input]) -> list
         profiles.Profile(
             profile.name,
             {
-                name: profiles.Range(fitted(name, each.min), fitted(name, each.opt), fitted(name, each.max))
+                name: each
+                if each.values
+                else profiles.Range(fitted(name, each.min), fitted(name, each.opt), fitted(name, each.max))
                 for name, each in profile.ranges.items()
-                if name in shapes and len(shapes[name]) == len(each.min)
+                if name in shapes and (each.values or len(shapes[name]) == len(each.min))
             },
         )
         for profile in found
@@ -218,10 +220,10 @@ def _fitting(found: Sequence[profiles.Profile], inputs: Sequence[Input]) -> list
 
 def _free_profile(inputs: Sequence[Input]) -> list[profiles.Profile]:
     dynamic = {w.name: w.shape for w in inputs if w.shape and not all(isinstance(dim, int) for dim in w.shape)}
-    ranges = {
-        name: profiles.Range(*(tuple(d if isinstance(d, int) else size for d in shape) for size in FREE_SIZES))
-        for name, shape in dynamic.items()
-    }
+    ranges = {}
+    for name, shape in dynamic.items():
+        low, opt, high = (tuple(dim if isinstance(dim, int) else size for dim in shape) for size in FREE_SIZES)
+        ranges[name] = profiles.Range(low, opt, high)
     return [profiles.Profile("free", ranges)] if ranges else []
 
 

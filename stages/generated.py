@@ -1,4 +1,7 @@
-"""Inputs for models that come without data: random ones, in the shapes that the profiles promise."""
+"""Inputs for models that come without data: random ones, in the shapes that the profiles promise.
+
+A shape tensor is not random: with the min shapes of a profile it holds that profile's min values, and so on.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,15 @@ def generate(
         dict.fromkeys(tuple(sorted((name, tuple(s)) for name, s in size.items())) for size in sizes or [shapes])
     )
     random, runs = np.random.default_rng(seed), max(count, len(unique))
+    held = profiles.shape_tensors(found)
     for number in range(runs):
         chosen = dict(unique[number % len(unique)])
-        batch = {wanted.name: _random(random, chosen[wanted.name], wanted) for wanted in inputs}
+        batch = {
+            wanted.name: _holding(chosen[wanted.name], wanted)
+            if wanted.name in held
+            else _random(random, chosen[wanted.name], wanted)
+            for wanted in inputs
+        }
         yield batch, (number + 1) / runs
 
 
@@ -56,12 +65,20 @@ def _require_room(
     """Refuses shapes too large to be filled. Of a profile the max is the largest."""
     dtypes = {wanted.name: wanted.dtype or "float32" for wanted in inputs}
     for profile in found:
-        largest = {**shapes, **{name: found_range.max for name, found_range in profile.ranges.items()}}
+        ranges = profile.ranges.items()
+        largest = {**shapes, **{name: found_range.max for name, found_range in ranges if not found_range.values}}
         batches.require_room(
             f"profile {profile.name!r}: inputs of its max shape",
             {name: (shape, dtypes[name]) for name, shape in largest.items()},
             f"lower the max in model.dims or model.profiles.{profile.name}, or give data: model.holdout.path=…",
         )
+
+
+def _holding(values: Sequence[int], wanted: Input) -> Array:
+    import numpy as np
+
+    shape = [size for size in wanted.shape or () if isinstance(size, int)]
+    return np.array(values, dtype=wanted.dtype).reshape(shape)
 
 
 def _random(random: np.random.Generator, shape: tuple[int, ...], wanted: Input) -> Array:

@@ -63,8 +63,8 @@ class Gpus:
     reason: str = ""
 
     def of(self, compute_capability: str) -> tuple[Gpu, ...]:
-        """Those of exactly this capability."""
-        return tuple(gpu for gpu in self.found if gpu.compute_capability == compute_capability)
+        """Those of exactly this capability; of several, as `capabilities` reads them, those of any."""
+        return tuple(gpu for gpu in self.found if gpu.compute_capability in capabilities(compute_capability))
 
     def __str__(self) -> str:
         return ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in self.found) or f"none ({self.reason})"
@@ -94,14 +94,16 @@ def gpus() -> Gpus:
 def use(compute_capability: str, name: str | None = None) -> None:
     """Makes a GPU of this capability (and name) the one that this thread's CUDA calls, TensorRT's too, go to.
 
+    Of several capabilities it is the first GPU that has one of them.
+
     Raises:
         StageError: There is none, or CUDA refuses it.
     """
     here = gpus()
     for ordinal, gpu in enumerate(here.found):
-        if gpu.compute_capability == compute_capability and name in (None, gpu.name):
+        if gpu.compute_capability in capabilities(compute_capability) and name in (None, gpu.name):
             return _make_current(ordinal)
-    wanted = f"GPU of {compute_capability}" if name is None else f"{name} ({compute_capability})"
+    wanted = f"GPU of {spelled(compute_capability)}" if name is None else f"{name} ({compute_capability})"
     raise StageError(f"no {wanted} here: this machine has {here}", "run the step on a machine with that GPU")
 
 
@@ -110,17 +112,17 @@ def why_no_precision(precision: str, compute_capability: str) -> str | None:
 
     Args:
         precision: One of `PRECISIONS`.
-        compute_capability: Such as `8.6`.
+        compute_capability: Such as `8.6`; of several, each must have it.
 
     Raises:
         StageError: Nobody knows the precision, or the capability is no number.
     """
     if precision not in PRECISIONS:
         raise StageError(f"unknown precision {precision!r}", f"use one of {', '.join(PRECISIONS)}")
-    lowest = PRECISIONS[precision]
-    if capability(compute_capability) >= capability(lowest):
+    lowest, own = PRECISIONS[precision], capabilities(compute_capability)[0]
+    if capability(own) >= capability(lowest):
         return None
-    return f"{precision} needs compute capability {lowest} or higher, the target has {compute_capability}"
+    return f"{precision} needs compute capability {lowest} or higher, the target has {own}"
 
 
 def capability(text: str) -> tuple[int, int]:
@@ -133,6 +135,26 @@ def capability(text: str) -> tuple[int, int]:
     if not (dot and major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit()):
         raise StageError(f"{text!r} is no compute capability", "write it as major.minor: 8.9")
     return int(major), int(minor)
+
+
+def capabilities(text: str) -> tuple[str, ...]:
+    """`"8.9"` as `("8.9",)`; `"8.9,8.0"`, what one plan for several GPUs is for, as `("8.0", "8.9")`, lowest first.
+
+    Raises:
+        StageError: One of them is no capability.
+    """
+    return tuple(sorted({part.strip() for part in text.split(",")}, key=capability))
+
+
+def architecture(compute_capability: str) -> str:
+    """As NVIDIA writes it, `sm_89`; several as `sm_80_89`, which can be part of a path and of a URL."""
+    return "sm_" + "_".join(each.replace(".", "") for each in capabilities(compute_capability))
+
+
+def spelled(compute_capability: str) -> str:
+    """For people: `8.9`; `8.0, 8.6 or 8.9`."""
+    *others, last = capabilities(compute_capability)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _call(function: Any, *arguments: Any) -> Any:

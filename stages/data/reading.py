@@ -8,7 +8,7 @@ batches depend on beside their content (`pipelines.data`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +24,7 @@ from stages.data.own import Feeds
 from stages.stage import Job, StageError
 
 if TYPE_CHECKING:
-    from stages.batches import Batch
+    from stages.batches import Array, Batch
 
 
 class Counted(Protocol):
@@ -45,11 +45,13 @@ class Batches:
         source: Where they come from.
         inputs: What is read: the model's inputs, and the labels where they are wanted.
         options: Which samples, and how many at a time.
+        held: The shape tensors, which no sample has: the same in every batch.
     """
 
     source: Counted | Feeds
     inputs: Sequence[Input]
     options: Data
+    held: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -97,7 +99,8 @@ class Batches:
         # What can be checked beforehand is, before the first batch is asked for.
         pieces = self._pieces()
         given = pieces if self.batch_size is None else batches.regroup(pieces, self.batch_size)
-        return batches.checked_sizes(given, self.inputs)
+        checked = batches.checked_sizes(given, self.inputs)
+        return ({**batch, **self.held} for batch in checked) if self.held else checked
 
     @cached_property
     def _there(self) -> int:
@@ -152,8 +155,21 @@ def opened(
     asked = options.restored({key: value for key, value in fact.items() if key in given})
     if batch_size is not None:
         asked.batch_size = batch_size
-    wanted = [*inputs, *([Input(labels, None, None)] if labels is not None else [])]
-    return Batches(_source(job, name, asked, wanted), wanted, asked)
+    held = _held(fact.get("held", {}), inputs)
+    sampled = [each for each in inputs if each.name not in held]
+    wanted = [*sampled, *([Input(labels, None, None)] if labels is not None else [])]
+    return Batches(_source(job, name, asked, wanted), wanted, asked, held)
+
+
+def _held(values: Mapping[str, Sequence[int]], inputs: Sequence[Input]) -> dict[str, Array]:
+    """The shape tensors among `inputs`, as arrays."""
+    import numpy as np
+
+    found = {each.name: each for each in inputs if each.name in values}
+    return {
+        name: np.array(values[name], dtype=each.dtype).reshape([d for d in each.shape or () if isinstance(d, int)])
+        for name, each in found.items()
+    }
 
 
 def _source(job: Job[Any], name: str, asked: Data, wanted: Sequence[Input]) -> Counted | Feeds:

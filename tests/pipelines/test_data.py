@@ -187,6 +187,16 @@ def test_random_samples_are_known_by_number_seed_and_profile(store: Path) -> Non
     assert len(set(found)) == 4
 
 
+def test_of_shape_tensors_the_opt_of_the_first_profile_is_known_and_no_sample_is_held_to_them(tmp_path: Path) -> None:
+    sizes = {"min": [1, 8], "opt": [1, 16], "max": [1, 32], "values": True}
+    x = {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}
+    given = {"calibration": [touched(tmp_path, "a.npz") / "a.npz"]}
+    profiles = {"b": {"sizes": {**sizes, "opt": [1, 24]}, "x": x}, "a": {"sizes": sizes, "x": x}}
+    found = data.fact("calibration", Calibration(path=str(tmp_path)), given, profiles)
+    assert found is not None and found["held"] == {"sizes": [1, 16]}
+    assert found["shapes"] == {profile: {"x": {"min": [3], "max": [3]}} for profile in profiles}
+
+
 def test_how_many_samples_a_batch_may_have_is_no_matter_of_calibration(store: Path) -> None:
     """The histograms do not depend on it: a larger batch in the profile runs no pass again."""
     assert key(store) == key(store, "model.dims.batch=[1,8,64]")

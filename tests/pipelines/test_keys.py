@@ -30,22 +30,52 @@ from pipelines import execute, targets
 from pipelines.execute import Workshop
 from pipelines.keys import NOT_KEYED, NOT_KEYED_TOOLS, why_not_keyed
 from stages import STAGES, backends
+from stages.build_config import BuildConfig
+from stages.data.options import Dataset, Images
 from stages.gpus import Gpu, Gpus
+from stages.knobs import KNOBS, Effect
+from stages.refit import RefitConfig
 from stages.stage import DATA_SUFFIX, MODEL_FACTS, TARGET_FACTS
 from tests.pipelines.planning import DIGITS, keys, plan, question
+from tests.stages.knob_values import OTHER, configured
 
 ROOT = Path(__file__).parents[2]
 L4 = Gpus((Gpu("NVIDIA L4", "GPU-0", "8.9", 24 << 30),))
-ABSENT = {"torch": "2.8.0", "onnxscript": "0.5.0", "onnx-ir": "0.1.0", "safetensors": "0.5.0"}
+ABSENT = {
+    "torch": "2.8.0",
+    "onnxscript": "0.5.0",
+    "onnx-ir": "0.1.0",
+    "safetensors": "0.5.0",
+    "datasets": "4.0.0",
+    "pyarrow": "20.0.0",
+    "nvidia-modelopt": "0.47.0",
+    "onnxslim": "0.1.98",
+}
 """What the machine of these tests need not have; planning asks for the version only."""
 
 PROFILE = "{images: {min: [1,1,8,8], opt: [8,1,8,8], max: [32,1,8,8]}}"
+
+
+def kinds(images: str, dataset: str) -> list[str]:
+    """Overrides that give one data set as images, which `pictures` makes, and the other as a dataset of the hub."""
+    which = f"{{name: a/b, revision: {'a' * 40}, subset: s, split: test, columns: {{column: images}}}}"
+    how = "{range: [0, 1], mean: [0.5], std: [0.5], resize: 8, crop: 8}"
+    given = {images: {"path": PICTURES, "images": how}, dataset: {"path": "null", "dataset": which}}
+    return ["targets=[l4]", *(f"model.{name}.{key}={value}" for name in given for key, value in given[name].items())]
+
+
+PICTURES = Path("PICTURES")
 SCENARIOS = {
     "int8": ["targets=[l4]"],
     "fp16": ["targets=[l4]", "flow=fp16"],
+    "sensitive": ["targets=[l4]", "flow=int8_sensitive"],
+    "weights": ["targets=[l4]", "flow=int4_weights", "steps.cast.config.layers={first: bf16}"],
+    "modelopt": ["targets=[l4]", "steps.quantize.stage=modelopt_quantize"],
     "refit": ["targets=[l4]", "flow=refit", f"model.profiles.default={PROFILE}"],
     "torch": ["model.source=torch", "flow=export"],
     "tensorrt": ["targets=[l4]", "flow=fp32", "backend=tensorrt"],
+    "images and a dataset": kinds("calibration", "holdout"),
+    "a dataset and images": kinds("holdout", "calibration"),
 }
 ENTRIES = {
     "model.inputs": schema.TensorSpec,
@@ -54,6 +84,13 @@ ENTRIES = {
     "steps": schema.Step,
 }
 """What the values of the open mappings are; `conf.compose` holds them against these."""
+
+OPTIONAL = {
+    f"model.{name}.{key}": kind
+    for name in ("calibration", "holdout")
+    for key, kind in (("images", Images), ("dataset", Dataset))
+}
+"""What stands where it is not null; likewise."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +106,9 @@ class Leaf:
 
 
 def leaves(hint: Any, path: str = "", stage: str | None = None) -> list[Leaf]:
+    if hint is BuildConfig:
+        return []  # walked knob by knob below: what of it counts, the backend says
+    hint = OPTIONAL.get(path, hint)
     if is_dataclass(hint):
         hints = get_type_hints(hint)
         below = [(f"{path}.{field.name}".lstrip("."), hints[field.name]) for field in fields(hint)]
@@ -105,6 +145,15 @@ def well_equipped(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pictures(tmp_path_factory):
+    """A directory of images, as far as planning looks at them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "a.png").write_bytes(b"a")
+    for name, lines in SCENARIOS.items():
+        SCENARIOS[name] = [line.replace("=PICTURES", f"='{folder}'") for line in lines]
+
+
 @pytest.fixture(scope="module")
 def known():
     """Keys of the scenarios as they are, each found once."""
@@ -126,6 +175,8 @@ def concrete(leaf: Leaf, config: schema.Config) -> tuple[str, Any] | None:
     """The leaf's path in `config` with names for `*`, and its value; None where `config` has no such thing."""
     found, names = config, []
     for part in leaf.path.split("."):
+        if found is None:
+            return None
         if part == "*":
             candidates = [
                 name
@@ -158,6 +209,8 @@ def other(leaf: Leaf, path: str, value: Any, tmp_path: Path) -> str:
 
 
 def moved(path: str, value: Any, tmp_path: Path) -> str:
+    if Path(value).is_dir():
+        return f"{path}='{shutil.copytree(value, tmp_path / 'moved')}'"
     return f"{path}='{shutil.copy(value, tmp_path / f'moved{Path(value).suffix}')}'"
 
 
@@ -171,6 +224,23 @@ CHANGES = {
     "model.calibration.path": moved,
     "model.holdout.path": moved,
     "model.ranges": moved,
+    **{
+        f"model.{name}.{key}": lambda path, *_, value=value: f"{path}={value}"
+        for name in ("calibration", "holdout")
+        for key, value in {
+            "callable": "examples.digits.train:main",
+            "order": "shuffled",
+            "images.resize": 9,
+            "images.crop": 9,
+            "images.color": "bgr",
+            "images.range": "[0,2]",
+            "images.mean": "[1]",
+            "images.std": "[1]",
+            "images.layout": "nhwc",
+            "images.interpolation": "bicubic",
+            "dataset.revision": "b" * 40,
+        }.items()
+    },
     "model.entry_point": lambda path, *_: f"{path}=examples.digits.train:main",
     "model.examples": lambda path, *_: f"{path}=examples.digits.train:main",
     "model.inputs.*.shape": lambda path, *_: f"{path}=[batch,1,16,16]",
@@ -180,6 +250,7 @@ CHANGES = {
     "model.profiles.*.*.max": larger,
     "targets.*.compute_capability": lambda path, *_: f"{path}='8.6'",
     "targets.*.backend": lambda path, *_: f"{path}=tensorrt",
+    "targets.*.memory": lambda path, *_: f"{path}=9GiB",
     "backend.name": lambda path, value, *_: f"{path}={'tensorrt' if value == 'tensorrt_rtx' else 'tensorrt_rtx'}",
     "steps.*.stage": lambda *_: "steps.surgery.stage=export",
     "steps.*.inputs.*": lambda *_: "steps.validate.inputs.reference=surgery.onnx",
@@ -187,15 +258,17 @@ CHANGES = {
     "steps.*.config.first": lambda path, *_: f"{path}=[drop_dead]",
     "steps.*.config.then": lambda path, *_: f"{path}=[drop_dead]",
     "model.plugins": lambda path, *_: f"{path}=[examples/digits/train.py]",
-    "steps.*.config.precision": lambda path, *_: f"{path}=bf16",
+    "steps.*.config.precision": lambda path, value, *_: (
+        f"{path}={ {'fp16': 'bf16', 'int8': 'fp8'}.get(value, 'int8') }"
+    ),
+    "steps.*.config.layers.*": lambda path, *_: f"{path}=fp32",
+    "steps.*.config.block_size": lambda path, *_: f"{path}=64",
+    "steps.*.config.attention": lambda path, *_: f"{path}=qk_pv",
+    "steps.*.config.only_ops": lambda path, *_: f"{path}=[Conv]",
     "steps.*.config.algorithm": lambda path, *_: f"{path}=percentile",
     "steps.*.config.percentile": lambda path, *_: f"{path}=99.5",
     "steps.*.config.opset": lambda path, *_: f"{path}=18",
     "steps.*.config.fallback": lambda path, *_: f"{path}=fail",
-    "steps.*.config.refit": lambda path, value, _: f"{path}={'any' if value == 'none' else 'none'}",
-    "steps.*.config.profiling_verbosity": lambda path, *_: f"{path}=detailed",
-    "steps.*.config.build.refit": lambda path, *_: f"{path}=any",
-    "steps.*.config.build.profiling_verbosity": lambda path, *_: f"{path}=detailed",
     "store.root": lambda path, value, tmp_path: f"{path}='{tmp_path / 'other'}'",
     "steps.*.memory_limit": lambda path, *_: f"{path}=9GiB",
     "store.budget": lambda path, *_: f"{path}=9GiB",
@@ -203,7 +276,7 @@ CHANGES = {
 }
 """Where another value of the type would not do."""
 
-REFUSED = ("has no plugins", "it must be 'l4'")
+REFUSED = ("has no plugins", "it must be 'l4'", "samples come from one place", "a shape tensor is int32 or int64")
 """Words of the errors that no value of a field but one gets past."""
 
 
@@ -255,6 +328,50 @@ def test_a_new_field_that_is_in_no_key_is_noticed(store, monkeypatch, tmp_path):
     assert "colour" in {leaf.path for leaf in leaves(Wider)}
     new = Leaf("runner", schema.Runner)  # stands for any field that no step's question holds
     assert changed(new, "int8", store, {}, tmp_path) is False
+
+
+# The knobs of a build
+
+OF_REFIT = ("refit", "refittable_weights", "strip_plan")
+
+
+@pytest.mark.parametrize("backend", ["tensorrt_rtx", "tensorrt"])
+@pytest.mark.parametrize("stage", ["build", "refit"])
+def test_a_knob_is_in_the_key_where_it_changes_what_the_backend_makes_and_nowhere_else(backend, stage, store):
+    session = plan(store, [*SCENARIOS["refit"], f"backend={backend}"])
+    node = next(node for node in session.nodes if node.stage.name == stage)
+
+    def asked(config: BuildConfig) -> dict[str, object]:
+        return question(session, replace(node, config=config if stage == "build" else RefitConfig(build=config)))
+
+    for knob in KNOBS:
+        if stage == "refit" and knob.path in OF_REFIT:
+            assert asked(configured(knob.path)) == asked(BuildConfig()), knob.path  # a rebuilt plan is an ordinary one
+        else:
+            given = [each for each in KNOBS if each.path in OTHER[knob.path] and not each.only_fails]
+            counts = any(each.on(backend).effect is Effect.TAKEN for each in given)
+            assert (asked(configured(knob.path)) != asked(BuildConfig())) == counts, knob.path
+
+
+def test_a_setting_without_effect_builds_nothing_anew(store):
+    level = "steps.build.config.optimization_level=5"
+    for name, changes in (("fp16", False), ("tensorrt", True)):
+        assert (keys(plan(store, [*SCENARIOS[name], level])) != keys(plan(store, SCENARIOS[name]))) == changes
+
+
+@pytest.mark.parametrize(
+    ("scenario", "step", "setting", "version"),
+    [
+        ("fp16", "build", "dla_core=0", "tensorrt_rtx 1.7.1.116"),
+        ("tensorrt", "build", "build_route=fast", "tensorrt 10.13.3.9"),
+        ("refit", "refit", "build.dla_core=0", "tensorrt_rtx 1.7.1.116"),
+    ],
+)
+def test_a_setting_that_a_target_lacks_is_refused_before_anything_runs(scenario, step, setting, version, store):
+    override = f"steps.{step}.config.{setting}"
+    with pytest.raises(ConfigError) as caught:
+        plan(store, [*SCENARIOS[scenario], override])
+    assert caught.value.what.startswith(f"target l4: {override}: {version} has no such setting")
 
 
 # The model
@@ -328,7 +445,8 @@ def test_content_order_and_number_of_calibration_files_count(store, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name not in OFF_FLOW])
 def test_version_facts_and_tools_of_every_stage_are_in_its_keys(name, store, monkeypatch):
-    scenario = {"cast": "fp16", "refit": "refit", "build": "refit"}.get(name, "int8")
+    flows = {"cast": "fp16", "refit": "refit", "build": "refit", "modelopt_quantize": "modelopt"}
+    scenario = {**flows, "sensitivity": "sensitive", "quantize_weights": "weights"}.get(name, "int8")
     session = plan(store, SCENARIOS[scenario])
     node = next(node for node in session.nodes if node.stage.name == name)
     told = question(session, node)
@@ -345,7 +463,12 @@ def test_version_facts_and_tools_of_every_stage_are_in_its_keys(name, store, mon
             assert keys(session)[node.id] != earlier, tool
     for fact in told["facts"]:
         with monkeypatch.context() as patch:
-            patch.setattr(Workshop, "_facts", lambda self, node, fact=fact: {**told["facts"], fact: "another"})
+            facts = Workshop._facts
+            patch.setattr(
+                Workshop, "_facts", lambda self, each, fact=fact, facts=facts: {
+                    **facts(self, each), **({fact: "another"} if each.id == node.id else {}),
+                },
+            )  # fmt: skip
             assert keys(session)[node.id] != earlier, fact
     with monkeypatch.context() as patch:
         patch.setitem(STAGES, name, replace(STAGES[name], version=99))
@@ -389,7 +512,10 @@ def test_every_package_that_a_stage_imports_is_one_of_its_tools_or_facts(name):
         waiting += [own for each in names if each.startswith("stages.") and (own := each.split(".")[1]) not in seen]
         packages |= {each.partition(".")[0] for each in names} - {"stages"} - set(sys.stdlib_module_names)
     by_fact = {"torch": "source", "tensorrt": "backend_version", "tensorrt_rtx": "backend_version"}
-    for package in packages - set(STAGES[name].tools):
+    distributed = {"modelopt": "nvidia-modelopt"}
+    # The facts of data hold the versions of what reads them.
+    by_data = {"PIL", "datasets"} if {"calibration_source", "holdout_source"} & set(STAGES[name].optional) else set()
+    for package in {distributed.get(each, each) for each in packages} - set(STAGES[name].tools) - by_data:
         by_list = {(name, package), ("*", package)} & NOT_KEYED_TOOLS.keys()
         assert by_list or by_fact.get(package) in STAGES[name].facts, (
             f"stage {name} uses {package}: name it in its tools, or in pipelines.keys.NOT_KEYED_TOOLS"

@@ -72,6 +72,60 @@ def test_what_does_not_fit_the_model_is_refused(model, inputs, words):
         assert word in refused.value.what
 
 
+SIZES = {"name": "sizes", "dtype": "int64", "shape": [4]}
+ROWS = {"name": "rows", "dtype": "int32", "shape": []}
+
+
+def test_a_shape_tensor_gets_the_values_that_it_holds_in_every_profile():
+    small = {"sizes": Profile([1, 3, 8, 8], [1, 3, 16, 16], [1, 3, 32, 32], True), "rows": Profile([1], [2], [3], True)}
+    large = {"sizes": Profile([1, 3, 64, 64], [1, 3, 64, 64], [1, 3, 64, 64], True), "rows": small["rows"]}
+    found = resolve(Model(profiles={"small": small, "large": large}, dims={"batch": [1, 2, 4]}), [SIZES, ROWS, MASK])
+    assert found["small"]["sizes"] == {
+        "min": [1, 3, 8, 8], "opt": [1, 3, 16, 16], "max": [1, 3, 32, 32], "values": True,
+    }  # fmt: skip
+    assert found["large"]["rows"] == {"min": [1], "opt": [2], "max": [3], "values": True}
+    assert found["large"]["mask"] == {"min": [1], "opt": [2], "max": [4]}
+
+
+@given(st.tuples(*[st.integers(-3, 9)] * 3))
+def test_values_are_taken_exactly_when_they_are_in_order_and_may_be_negative(ends):
+    low, opt, high = ends
+    model = Model(profiles={"default": {"rows": Profile([low], [opt], [high], True)}})
+    if low <= opt <= high:
+        assert resolve(model, [ROWS])["default"]["rows"]["min"] == [low]
+    else:
+        with pytest.raises(ConfigError, match="not in order"):
+            resolve(model, [ROWS])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        ({**SIZES, "dtype": "float32"}, "'sizes' is float32 (4), and a shape tensor is int32 or int64, of rank 0 or 1"),
+        ({**SIZES, "shape": [2, 2]}, "'sizes' is int64 (2, 2), and a shape tensor is"),
+        ({**SIZES, "shape": ["n"]}, "'sizes' is int64 (n), and a shape tensor is"),
+        ({**SIZES, "shape": [3]}, "default.sizes.min: [1, 3, 8, 8] has 4 values, the input holds 3: int64 (3)"),
+    ],
+)
+def test_values_of_what_can_be_no_shape_tensor_are_refused(tensor, words):
+    model = Model(profiles={"default": {"sizes": Profile(*[[1, 3, 8, 8]] * 3, True)}})
+    with pytest.raises(ConfigError) as refused:
+        resolve(model, [tensor])
+    assert words in refused.value.what and refused.value.next_step
+
+
+def test_a_profile_without_the_values_that_another_gives_is_refused_by_name():
+    model = Model(profiles={"small": {"rows": Profile([1], [2], [3], True)}, "large": {}})
+    with pytest.raises(ConfigError, match=r"model.profiles.large: no values of 'rows'") as refused:
+        resolve(model, [ROWS])
+    assert "model.profiles.large.rows={min:" in refused.value.next_step
+
+
+def test_an_input_of_unknown_rank_is_refused_by_name():
+    with pytest.raises(ConfigError, match="how many dims these inputs have: x"):
+        resolve(Model(), [{"name": "x", "dtype": "float32", "shape": None}, FIXED])
+
+
 def test_the_suggestion_names_every_dynamic_input():
     with pytest.raises(ConfigError) as refused:
         resolve(Model(), [IMAGE, MASK])

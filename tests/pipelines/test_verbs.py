@@ -26,7 +26,8 @@ def test_status_runs_nothing(forge):
 def test_status_says_what_a_change_would_run(built):
     states = built.status("steps.quantize.config.skip=[*]").states()
     assert states["calibrate"] == "cached"
-    assert states["quantize"] == "missing"
+    assert states["ranges"] == "missing"  # `auto` tries what `quantize` will make
+    assert states["quantize"] == "waiting"
     assert states["build[a10]"] == "waiting"
 
 
@@ -66,6 +67,13 @@ def test_inspect_reads_a_plan_without_a_gpu(built):
     assert found["kind"] == "plan"
     assert found["compute_capabilities"] == [plan["compute_capability"]]
     assert found["version"] == plan["backend_version"]
+    assert found["weighted"] == {"corrltn": {"int8": 6}, "fully_connected": {"int8": 1}}
+    assert [section["tag"] for section in found["sections"]] == ["NGNE", "THGW"]
+    assert (found["graphs"], found["unknown"], found["graph_unread_reason"]) == (1, None, None)
+    assert found["memory_budget_bytes"] >= 2**36
+    convolution = next(each for each in found["operations"] if each["kind"] == "corrltn")
+    assert "node_conv2d" in convolution["nodes"]
+    assert f"\n  corrltn {convolution['name']}: int8 int8 float float -> float\n" in built("inspect", plan["path"]).out
 
 
 def test_inspect_reads_an_onnx_file(forge):
@@ -110,6 +118,7 @@ def test_doctor_says_what_this_machine_can_build(forge):
     assert builds["l4", "tensorrt_rtx"] is True
     assert builds["h100", "tensorrt_rtx"] is False
     assert found["backends"]["tensorrt_rtx"]["version"].startswith("1.7")
+    assert {entry["memory"] for entry in found["targets"] if entry["target"] == "h200"} == {"141GB"}
     for word in ("l4", "h100", "tensorrt_rtx", "GPUs:", "store:"):
         assert word in forge("doctor").out
 

@@ -15,7 +15,7 @@ from pipelines.keys import NOT_KEYED
 from stages import STAGES
 
 DIGITS = Path(__file__).parents[2] / "conf/data/digits"
-LEVEL = "steps.build.config.optimization_level=5"
+STREAMS = "steps.build.config.max_aux_streams=5"
 FOLD = "steps.surgery.config.compare_max_bytes=4096"
 
 
@@ -34,24 +34,24 @@ def batches(directory, *values):
 
 
 def test_the_document_has_the_fields_of_the_contract(built):
-    document = why(built, "build@l4", LEVEL)
+    document = why(built, "build@l4", STREAMS)
     assert set(document) == {"step", "target", "key", "state", "nearest", "differences"}
     assert (document["step"], document["target"], document["state"]) == ("build", "l4", "missing")
-    assert document["key"] == built.status(LEVEL).step("build", "l4")["key"]
+    assert document["key"] == built.status(STREAMS).step("build", "l4")["key"]
     assert document["nearest"] == built.status().step("build", "l4")["key"]
     assert document["differences"] == [
         {
-            "field": "config.optimization_level",
+            "field": "config.max_aux_streams",
             "before": None,
             "after": 5,
-            "because": f"override {LEVEL}",
+            "because": f"override {STREAMS}",
         }
     ]
 
 
 def test_both_spellings_of_a_target_are_one(built):
-    assert why(built, "build[l4]", LEVEL) == why(built, "build@l4", LEVEL)
-    assert why(built, "build", LEVEL, "targets=[l4]")["target"] == "l4"
+    assert why(built, "build[l4]", STREAMS) == why(built, "build@l4", STREAMS)
+    assert why(built, "build", STREAMS, "targets=[l4]")["target"] == "l4"
 
 
 def test_why_for_people_names_the_field_and_the_override(built):
@@ -91,22 +91,22 @@ def test_what_was_never_built_says_so(forge, built):
 def test_what_is_up_to_date_says_so_and_why_it_was_built(built):
     assert "build[l4]: up to date" in built("why", "build@l4").out
     assert why(built, "build@l4")["state"] == "cached"
-    built.build(LEVEL, "targets=[l4]")
-    again = why(built, "build@l4", LEVEL)
+    built.build(STREAMS, "targets=[l4]")
+    again = why(built, "build@l4", STREAMS)
     assert (again["state"], again["nearest"]) == ("cached", why(built, "build@l4")["key"])
-    assert [d["because"] for d in again["differences"]] == [f"override {LEVEL}"]
+    assert [d["because"] for d in again["differences"]] == [f"override {STREAMS}"]
 
 
 def test_two_records_are_compared_after_the_fact(built):
     earlier = built.status().step("build", "l4")["key"]
-    later = built.build(LEVEL, "targets=[l4]").step("build", "l4")["key"]
+    later = built.build(STREAMS, "targets=[l4]").step("build", "l4")["key"]
     document = why(built, earlier, later)
     assert (document["nearest"], document["key"], document["state"]) == (earlier, later, None)
-    assert [(d["field"], d["after"]) for d in document["differences"]] == [("config.optimization_level", 5)]
-    assert document["differences"][0]["because"] == f"override {LEVEL}"
+    assert [(d["field"], d["after"]) for d in document["differences"]] == [("config.max_aux_streams", 5)]
+    assert document["differences"][0]["because"] == f"override {STREAMS}"
     back = why(built, later[:12], earlier[:12])
-    assert [d["because"] for d in back["differences"]] == [f"no override; before: override {LEVEL}"]
-    assert "optimization_level null -> 5, by override" in built("why", later).out
+    assert [d["because"] for d in back["differences"]] == [f"no override; before: override {STREAMS}"]
+    assert "max_aux_streams null -> 5, by override" in built("why", later).out
     assert "no difference" in built("why", later, later).out
 
 
@@ -182,7 +182,7 @@ def test_records_keep_where_their_values_came_from(built):
     found = why(built, earlier, later)["differences"]
     assert [d["because"] for d in found] == [f"override {override}"]
     back = why(built, later, earlier)["differences"]
-    assert [d["because"] for d in back] == ["conf/model/digits.yaml"]
+    assert [d["because"] for d in back] == [f"conf/model/digits.yaml; before: override {override}"]
 
 
 def test_the_environment_and_files_are_told_apart(monkeypatch):
@@ -229,9 +229,9 @@ def test_what_is_not_there_is_refused_with_close_matches(built, arguments, words
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"no database" * 999)])
 def test_an_index_that_is_gone_or_garbage_changes_no_answer(built, damage):
-    expected = why(built, "build@l4", LEVEL)
+    expected = why(built, "build@l4", STREAMS)
     damage(built.store / "records.sqlite")
-    assert why(built, "build@l4", LEVEL) == expected
+    assert why(built, "build@l4", STREAMS) == expected
 
 
 def test_with_nothing_to_do_the_index_is_not_touched(built):
@@ -242,7 +242,7 @@ def test_with_nothing_to_do_the_index_is_not_touched(built):
 
 
 def test_two_processes_ask_at_once(built):
-    asked = [built.start("why", "--json", "build@l4", LEVEL) for _ in range(2)]
+    asked = [built.start("why", "--json", "build@l4", STREAMS) for _ in range(2)]
     answers = [process.communicate(timeout=60)[0] for process in asked]
     assert [process.returncode for process in asked] == [0, 0]
     assert answers[0] == answers[1]
@@ -251,7 +251,7 @@ def test_two_processes_ask_at_once(built):
 def test_a_store_that_cannot_be_written_still_answers(built):
     (built.store / "records.sqlite").unlink(missing_ok=True)
     (built.store / "records.sqlite").mkdir()  # no file can be made there
-    assert why(built, "build@l4", LEVEL)["nearest"]
+    assert why(built, "build@l4", STREAMS)["nearest"]
 
 
 def _as_if(built, step, target, change):
@@ -266,3 +266,10 @@ def _as_if(built, step, target, change):
     fields = json.loads(json.dumps(record.fields))
     change(fields)
     store.put(Record(fields, record.outputs, record.metrics, record.provenance, record.log))
+
+
+def test_a_setting_that_changes_nothing_on_the_backend_is_called_so(built):
+    level = "steps.build.config.optimization_level=5"
+    out = built("why", "build@l4", level).out
+    assert f"{level}: in no key: without effect on tensorrt_rtx" in out
+    assert "build[l4]: up to date" in out

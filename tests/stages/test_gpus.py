@@ -5,7 +5,18 @@ import sys
 
 import pytest
 
-from stages.gpus import PRECISIONS, Gpu, Gpus, capability, gpus, use, why_no_precision
+from stages.gpus import (
+    PRECISIONS,
+    Gpu,
+    Gpus,
+    architecture,
+    capabilities,
+    capability,
+    gpus,
+    spelled,
+    use,
+    why_no_precision,
+)
 from stages.stage import StageError
 
 HAS_GPU = shutil.which("nvidia-smi") is not None
@@ -85,3 +96,33 @@ def test_an_unknown_precision_is_answered_with_the_known_ones() -> None:
     with pytest.raises(StageError) as caught:
         why_no_precision("fp15", "8.9")
     assert "fp16" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "path", "told"),
+    [
+        ("8.9", ("8.9",), "sm_89", "8.9"),
+        ("8.9, 12.0,8.0,8.9", ("8.0", "8.9", "12.0"), "sm_80_89_120", "8.0, 8.9 or 12.0"),
+    ],
+)
+def test_several_capabilities_are_read_once_each_and_lowest_first(
+    text: str, found: tuple[str, ...], path: str, told: str
+) -> None:
+    assert (capabilities(text), architecture(text), spelled(text)) == (found, path, told)
+
+
+@pytest.mark.parametrize("text", ["8.0,", "8.0,89", "local", "8.0 8.6"])
+def test_one_that_is_no_capability_among_several_is_refused(text: str) -> None:
+    with pytest.raises(StageError, match="is no compute capability"):
+        capabilities(text)
+
+
+def test_several_capabilities_have_what_the_lowest_of_them_has() -> None:
+    assert why_no_precision("bf16", "8.9,8.0") is None
+    assert why_no_precision("fp8", "12.0,8.9,8.0") == "fp8 needs compute capability 8.9 or higher, the target has 8.0"
+
+
+def test_any_gpu_of_several_capabilities_counts() -> None:
+    l4, a10 = Gpu("NVIDIA L4", "GPU-1", "8.9", 1), Gpu("NVIDIA A10", "GPU-2", "8.6", 1)
+    assert Gpus((l4, a10)).of("8.0,8.6") == (a10,)
+    assert Gpus((l4, a10)).of("8.6,8.9") == (l4, a10)

@@ -121,3 +121,45 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_negative_and_a_question_mark_are_no_size_and_no_name(tmp_path: Path) -> None:
     face = read(save(tmp_path / "m.onnx", x_of(shape=(-1, 3, "?", "?", None, "n"))), tmp_path / "out")
     assert face["inputs"][0]["shape"] == [None, 3, None, None, None, "n"]
+
+
+def node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs, [output], name=attributes.pop("name", output), **attributes)
+
+
+def tensor(name: str, dtype: Any = np.float32) -> TensorProto:
+    return numpy_helper.from_array(np.ones((4, 4), dtype), name)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "products"),
+    [
+        ([node("MatMul", ["x", "w"], "y", name="mm")], [tensor("w")], ["mm (MatMul)"]),
+        ([node("Gemm", ["x", "w"], "y", name="")], [tensor("w")], ["y (Gemm)"]),
+        ([node("Relu", ["x"], "h"), node("MatMul", ["h", "w"], "y")], [tensor("w")], ["y (MatMul)"]),
+        (
+            [node("DequantizeLinear", ["q", "w"], "d"), node("MatMul", ["x", "d"], "y")],
+            [tensor("w"), tensor("q", np.int8)],
+            ["y (MatMul)"],
+        ),
+        # float16, another domain, folded, of a shape, read by nobody, read for its shape alone, a convolution
+        ([node("MatMul", ["x", "w"], "y")], [tensor("w", np.float16)], []),
+        ([node("MatMul", ["x", "w"], "y", domain="acme")], [tensor("w")], []),
+        ([node("MatMul", ["w", "w"], "m"), node("Add", ["x", "m"], "y")], [tensor("w")], []),
+        ([node("Shape", ["x"], "s"), node("MatMul", ["s", "w"], "m"), node("Add", ["x", "m"], "y")], [tensor("w")], []),
+        ([node("MatMul", ["x", "w"], "m"), node("Relu", ["x"], "y")], [tensor("w")], []),
+        (
+            [node("MatMul", ["x", "w"], "m"), node("Shape", ["m"], "s"), node("Reshape", ["x", "s"], "y")],
+            [tensor("w")],
+            [],
+        ),
+        ([node("Conv", ["x", "w"], "y")], [tensor("w")], []),
+    ],
+)
+def test_the_float32_products_that_no_folding_removes_are_named(
+    nodes: list[onnx.NodeProto], weights: list[TensorProto], products: list[str], tmp_path: Path
+) -> None:
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "graph", [x_of()], [y], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), str(tmp_path / "net.onnx"))
+    assert read(tmp_path / "net.onnx", tmp_path / "out")["fp32_products"] == products

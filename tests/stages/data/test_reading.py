@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def read(folder: Path, kind: str, **options: Any) -> Batches:
+def read(folder: Path, kind: str, wanted: list[Input] | None = None, **options: Any) -> Batches:
     files = sorted(folder.glob("*.png")) if kind == "images" else [folder / "all.npz"]
     own: dict[str, Any] = {
         "arrays": {},
@@ -46,7 +46,7 @@ def read(folder: Path, kind: str, **options: Any) -> Batches:
     }[kind]
     inputs = {"calibration": files, "calibration_source": [folder / "load.py"]}
     job: Job[Any] = Job(None, inputs, {"calibration": {**own, **options, "packages": {}, "shapes": {}}}, folder)
-    return opened(job, "calibration", [X])
+    return opened(job, "calibration", wanted or [X])
 
 
 def values(batches: Any) -> list[list[int]]:
@@ -95,3 +95,14 @@ def test_random_samples_come_at_the_shapes_of_the_profiles_as_many_as_asked_for(
     assert one == same != other
     with pytest.raises(StageError, match="random samples have no 'labels'"):
         iter(drawn("labels"))
+
+
+@pytest.mark.parametrize("kind", ["arrays", "images", "callable"])
+def test_shape_tensors_are_in_no_sample_and_the_same_in_every_batch(folder: Path, kind: str) -> None:
+    wanted = [Input("sizes", "int64", (2,)), X, Input("rows", "int32", ())]
+    batches = list(read(folder, kind, wanted, batch_size=4, held={"sizes": [4, 4], "rows": [7]}))
+    assert values(batches) == values(read(folder, kind, batch_size=4))
+    assert {tuple(batch["sizes"].tolist()) for batch in batches} == {(4, 4)}
+    assert {(batch["rows"].item(), batch["rows"].shape, batch["rows"].dtype.name) for batch in batches} == {
+        (7, (), "int32")
+    }
