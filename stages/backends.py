@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages import installed
-from stages.gpus import Gpus, capability
+from stages.gpus import Gpus, capabilities, capability, spelled
 from stages.stage import StageError
 
 
@@ -35,7 +35,10 @@ class Backend:
         takes_compute_capability: Whether the builder config must be told the target.
         refit_flag_since: The first version whose serialization flags have `INCLUDE_REFIT`.
         buildable: The capabilities it builds for; None: that of any GPU it runs on.
+        without_fp32_products: The capabilities for which it compiles no matrix product in float32.
         takes_plugins: Whether its networks can hold the user's own layers.
+        plans_hold_graph: Whether a plan says in text which operations run in which types.
+        polygraphy: What Polygraphy's variable `POLYGRAPHY_USE_TENSORRT_RTX` is to be, so that it takes this backend.
         install_hint: What a user does who does not have it.
     """
 
@@ -52,7 +55,10 @@ class Backend:
     takes_compute_capability: bool
     refit_flag_since: str
     buildable: tuple[str, ...] | None
+    without_fp32_products: tuple[str, ...]
     takes_plugins: bool
+    plans_hold_graph: bool
+    polygraphy: str
     install_hint: str
 
 
@@ -74,8 +80,12 @@ BACKENDS: Mapping[str, Backend] = {
         takes_compute_capability=True,
         refit_flag_since="1.7",
         buildable=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+        # `FP32 GEMM is not supported`, after parsing; a plan for 7.5 and others has the limits of 7.5.
+        without_fp32_products=("7.5",),
         # It has a registry, and no way to put a plugin into a network.
         takes_plugins=False,
+        plans_hold_graph=True,
+        polygraphy="1",
         install_hint="pip install 'tensorrt-rtx>=1.7,<1.8' (from the public index; no GPU needed)",
     ),
     "tensorrt": Backend(
@@ -95,7 +105,10 @@ BACKENDS: Mapping[str, Backend] = {
         takes_compute_capability=False,
         refit_flag_since="10.14",
         buildable=None,
+        without_fp32_products=(),
         takes_plugins=True,
+        plans_hold_graph=False,
+        polygraphy="0",
         install_hint="pip install 'trtforge[tensorrt]' with NVIDIA's package index as an extra index",
     ),
 }
@@ -148,26 +161,31 @@ def load(backend: str) -> Any:
 
 
 def why_not_build(backend: str, compute_capability: str, here: Gpus) -> str | None:
-    """Why this machine, with these GPUs, cannot build for the capability; None where it can.
+    """Why this machine, with these GPUs, cannot build for the capability, or all of several; None where it can.
 
     What is installed is another question: `installed_version`.
     """
     found = find(backend)
-    if found.buildable is not None and compute_capability not in found.buildable:
-        return f"{backend} builds for {', '.join(found.buildable)}, not for {compute_capability}"
+    if beyond := _not_buildable(found, compute_capability):
+        return f"{backend} builds for {', '.join(found.buildable or ())}, not for {beyond}"
+    if len(capabilities(compute_capability)) > 1 and not found.takes_compute_capability:
+        return (
+            f"{backend} builds for the GPU it runs on, not for {spelled(compute_capability)} at once: take one of them "
+            "as the target, and steps.build.config.hardware_compatibility_level=ampere_plus for a plan that runs on all"
+        )
     if found.can_cross_build or here.of(compute_capability):
         return None
-    return f"{backend} builds on the target's own GPU, and there is no GPU of {compute_capability} here: {here}"
+    return f"{backend} builds on the target's own GPU, and there is {no_gpu(compute_capability)}: {here}"
 
 
 def why_not_run(backend: str, compute_capability: str, here: Gpus) -> str | None:
-    """Why this machine, with these GPUs, cannot execute plans for the capability; None where it can.
+    """Why this machine, with these GPUs, cannot execute plans for the capability, or several; None where it can.
 
     The fact `gpu_here` is `why_not_run(...) is None`.
     """
     found = find(backend)
-    if found.buildable is not None and compute_capability not in found.buildable:
-        return f"{backend} has no plans for {compute_capability}: it builds for {', '.join(found.buildable)}"
+    if beyond := _not_buildable(found, compute_capability):
+        return f"{backend} has no plans for {beyond}: it builds for {', '.join(found.buildable or ())}"
     return None if here.of(compute_capability) else no_gpu(compute_capability)
 
 
@@ -185,7 +203,7 @@ def why_not_refittable(backend: str, compute_capability: str, here: Gpus) -> str
 
 def no_gpu(compute_capability: str) -> str:
     """How every report says that a plan was not executed."""
-    return f"no GPU of {compute_capability} here"
+    return f"no GPU of {spelled(compute_capability)} here"
 
 
 def enum_name(compute_capability: str) -> str:
@@ -207,6 +225,11 @@ def is_before(version: str, other: str) -> bool:
 def same_version(one: str, other: str) -> bool:
     """Whether two versions agree in all the numbers that both give: some releases call themselves `10.3.0`."""
     return all(a == b for a, b in zip(_numbers(one), _numbers(other), strict=False))
+
+
+def _not_buildable(found: Backend, compute_capability: str) -> str:
+    beyond = [each for each in capabilities(compute_capability) if found.buildable and each not in found.buildable]
+    return ", ".join(beyond)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

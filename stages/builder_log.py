@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stages import backends
-from stages.gpus import PRECISIONS
+from stages.gpus import PRECISIONS, architecture
 from stages.stage import StageError
 
 _NOISE = re.compile(r"catchCudaError|cudaError 35|CUDA initialization failure|CUDA driver version is insufficient")
 """Follows most errors on a machine without a driver, and is never their cause."""
 
 _DECORATION = re.compile(
-    r"^\S*: Error Code \d+: |^\[[^\]]*\] Error Code \d+: |^(?:Myelin|Internal Error|API Usage Error) "
+    r"^(?:\S*: |\[[^\]]*\] )?Error Code \d+: |^(?:Myelin|Internal Error|API Usage Error) "
     r"| In \w+ at /\S+\)?$"
 )
 """`IBuilder::buildSerializedNetwork: Error Code 1: Myelin (… In compileGraph at /_src/….cpp:2012)`"""
@@ -68,22 +69,46 @@ class Memory:
 def make_logger(trt: Any) -> Any:
     """An `ILogger` that prints every message to stderr and keeps the errors in `logger.errors`, in order.
 
-    Its `errors` are without the noise that every machine without a driver makes; its `memory` is what tactics lacked.
+    Its `errors` are without the noise that every machine without a driver makes, which `noise` has; its `memory` is
+    what tactics lacked; its `timing` is what is wrong with timing caches, warnings too.
     """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.noise: list[str] = []
             self.memory = Memory()
+            self.timing: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             print(f"[{severity.name}] {message}", file=sys.stderr)
             self.memory.hear(message)
-            if int(severity) <= int(trt.ILogger.Severity.ERROR) and not _NOISE.search(message):
-                self.errors.append(message)
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
+                (self.noise if _NOISE.search(message) else self.errors).append(message)
+            if int(severity) <= int(trt.ILogger.Severity.WARNING) and "timing cache" in message.lower():
+                self.timing.append(message)
 
     return Logger()
+
+
+def start(make: Any, logger: Any, said: Sequence[str] = ()) -> Any:
+    """A `Builder` or `Runtime`, which TensorRT does not give where it finds no driver, or no memory on the GPU.
+
+    Args:
+        make: The class.
+        logger: What it is made with.
+        said: The logger's errors, noise and all: here they are the cause.
+
+    Raises:
+        StageError: There is none.
+    """
+    try:
+        return make(logger)
+    except TypeError as error:  # `pybind11::init(): factory function returned nullptr`
+        why = "; ".join(map(plain, said)) or f"{make.__name__} gives no reason ({plain(str(error))})"
+        hint = "nvidia-smi says whether the driver takes this version's CUDA, and what memory the GPU has free"
+        raise StageError(f"TensorRT cannot start on this machine: {why}", hint) from error
 
 
 def build_error(logger: Any, backend: str, compute_capability: str, workspace_bytes: int) -> StageError:
@@ -95,10 +120,10 @@ def build_error(logger: Any, backend: str, compute_capability: str, workspace_by
         compute_capability: Of the target.
         workspace_bytes: The limit of the workspace.
     """
-    target = f"sm_{compute_capability.replace('.', '')}"
+    target = architecture(compute_capability)
     for message in logger.errors:
         known = (
-            _turing_gemm(message, target)
+            _turing_gemm(message)
             or _datatypes(message, target)
             or _out_of_memory(message, logger.memory, workspace_bytes)
             or _known(message)
@@ -114,15 +139,17 @@ def plain(message: str) -> str:
     line = " ".join(message.split())
     while (shorter := _DECORATION.sub("", line)) != line:
         line = shorter
-    return line[1:] if line.startswith("(") else line
+    if not line.startswith("("):
+        return line
+    return line[1:-1] if line.endswith(")") and line.count("(") == line.count(")") else line[1:]
 
 
-def _turing_gemm(message: str, target: str) -> StageError | None:
+def _turing_gemm(message: str) -> StageError | None:
     found = re.search(r"Cannot compile operation '(.*?)' for Turing.*FP32 GEMM is not supported", message)
     if not found:
         return None
     return StageError(
-        f"{target} has no FP32 matrix product in TensorRT-RTX, and operation {found[1]!r} is one",
+        f"sm_75 has no FP32 matrix product in TensorRT-RTX, and operation {found[1]!r} is one",
         "build in fp16 (flow=fp16), or for compute capability 8.0 or higher",
     )
 
@@ -131,6 +158,9 @@ def _datatypes(message: str, target: str) -> StageError | None:
     found = re.search(r"contains HW-specific datatypes: (.*?)\.? ?(?:In |$)", message)
     if not found:
         return None
+    # Of a plan for several the message says which of them lack it.
+    lacking = re.search(r"Cannot compile for target\(s\) ([\w, ]+?),? because", message)
+    target = lacking[1].replace("sm", "sm_") if lacking else target
     names = [_DATATYPES.get(name.strip(), name.strip()) for name in found[1].split(",")]
     needs = [f"{name} needs {PRECISIONS[name]} or higher" for name in names if name in PRECISIONS]
     return StageError(
@@ -170,9 +200,21 @@ def _known(message: str) -> StageError | None:
 
 _KNOWN = (
     (
+        r"Could not find any implementation",
+        "no tactic computes a part of this model",
+        "give the builder more to choose from (a larger memory_pools.workspace, optimization_level: 5, tactic_sources "
+        "left out), or let surgery rewrite the node",
+    ),
+    (
         r"workspace",
         "the workspace is too small for this model",
         "raise memory_pools.workspace, or leave it out: the backend then takes what the GPU has",
+    ),
+    (
+        # What ERROR_ON_TIMING_CACHE_MISS ends a build with is an assertion.
+        r"errorOnMiss|(?i:timing cache miss)",
+        "a tactic is not in the timing cache, so this plan would differ from the one that the cache was made with",
+        "build where that one was built; with error_on_miss: false the missing tactics are timed anew",
     ),
     (
         r"graph_jit\.cpp.*CUDA_SUCCESS",

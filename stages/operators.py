@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages import backends, network, onnx_file, onnx_graph
+from stages.builder_log import start
 from stages.stage import JSON, Job, Metrics, Stage
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def operators(job: Job[OperatorsConfig]) -> Metrics:
 
 def _refused(trt: Any, model: ModelProto, job: Job[OperatorsConfig]) -> list[JSON]:
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)  # the parser keeps its errors, and they are told below
-    builder = trt.Builder(logger)
+    builder = start(trt.Builder, logger)
     network.load_plugins(builder.get_plugin_registry(), job.inputs.get("plugins", ()))
     definition = builder.create_network(network.strongly_typed(trt))
     parser = trt.OnnxParser(definition, logger)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import onnx_file
+from stages import backends, onnx_file
 from stages.batches import Input, model_inputs
 from stages.onnx_session import open_session
 from stages.profiles import Profile
@@ -25,6 +26,9 @@ ONNX_RUNTIME = "onnxruntime"
 REFERENCE_EVALUATOR = "onnx reference evaluator"
 REFERENCE_LIMIT_SECONDS = 600.0
 """The reference evaluator computes in NumPy: about 4 GFLOP/s in bfloat16, so 2 seconds an image of a ResNet-50."""
+
+_NO_MEMORY = re.compile(r"^CUDA Error: 2\b|out of memory", re.IGNORECASE)
+"""2 is `cudaErrorMemoryAllocation`; Polygraphy knows the numbers of CUDA's errors, and no names."""
 
 WITHOUT_VALIDATION = "~steps.validate ~steps.publish.inputs.report"
 """The overrides that leave validation out of a shipped flow: both, since `publish` reads the report."""
@@ -142,8 +146,9 @@ def open_plan(path: Path, backend: str, profiles: Sequence[Profile]) -> Iterator
     Raises:
         StageError: The plan cannot be loaded, or a batch lies in none of its profiles.
     """
+    _show_cuda_runtime()
     # Polygraphy decides for good at its first import which of the two it loads.
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if backend == "tensorrt_rtx" else "0"
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = backends.find(backend).polygraphy
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
     from polygraphy.exception import PolygraphyException
@@ -161,25 +166,55 @@ def open_plan(path: Path, backend: str, profiles: Sequence[Profile]) -> Iterator
 
             yield Runtime(backend, inputs, run)
     except PolygraphyException as error:
-        hint = "trtforge doctor says what this machine can run"
-        raise StageError(f"the plan cannot be executed: {_first_line(error)}", hint) from error
+        raise _not_executed(_first_line(error)) from error
+
+
+def _show_cuda_runtime() -> None:
+    """Puts CUDA's runtime where Polygraphy 0.53 looks: neither where CUDA 13's wheels nor where ldconfig have it.
+
+    Raises:
+        StageError: There is none: TensorRT-RTX needs none itself, and so its wheel brings none.
+    """
+    from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+
+    try:
+        found = load_nvidia_dynamic_lib("cudart").abs_path
+    except DynamicLibNotFoundError as error:
+        hint = "pip install nvidia-cuda-runtime, or put the CUDA toolkit's libraries on LD_LIBRARY_PATH"
+        raise StageError(
+            "the plan cannot be executed: CUDA's runtime (libcudart) is not on this machine", hint
+        ) from error
+    if found:
+        paths = [str(Path(found).parent), os.environ.get("LD_LIBRARY_PATH", "")]
+        os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
+
+
+def _not_executed(why: str) -> StageError:
+    if _NO_MEMORY.search(why):
+        return StageError(
+            "the plan cannot be executed: out of device memory",
+            "free memory on the GPU (nvidia-smi says who has it), or lower model.holdout.batch_size, or the max of the "
+            "profiles",
+        )
+    return StageError(f"the plan cannot be executed: {why}", "trtforge doctor says what this machine can run")
 
 
 def profile_index(profiles: Sequence[Profile], feed: Mapping[str, Array]) -> int:
-    """The first profile that admits the feed's shapes.
+    """The first profile that admits the feed's shapes, and the values of its shape tensors.
 
     Raises:
         StageError: None does.
     """
     for index, profile in enumerate(profiles):
-        if all(found.admits(feed[name].shape) for name, found in profile.ranges.items()):
+        if all(found.admits(found.measure(feed[name])) for name, found in profile.ranges.items()):
             return index
     refused: dict[str, list[str]] = {}
     for profile in profiles:
-        name, found = next((n, f) for n, f in profile.ranges.items() if not f.admits(feed[n].shape))
-        refused.setdefault(name, []).append(f"profile {profile.name!r} takes {found.min} to {found.max}")
+        name, found = next((n, f) for n, f in profile.ranges.items() if not f.admits(f.measure(feed[n])))
+        got = f"input {name!r} {'holds' if found.values else 'is'} {found.measure(feed[name])}"
+        refused.setdefault(got, []).append(f"profile {profile.name!r} takes {found.min} to {found.max}")
     raise StageError(
-        "; ".join(f"input {name!r} is {feed[name].shape}, {', '.join(takes)}" for name, takes in refused.items()),
+        "; ".join(f"{got}, {', '.join(takes)}" for got, takes in refused.items()),
         "widen a profile (model.dims, model.profiles), or give held-out data that fit: the engine would refuse these; "
         "of a batch that is too large or too small, change model.holdout.batch_size or max_samples",
     )

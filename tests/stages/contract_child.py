@@ -1,31 +1,46 @@
-"""Run by test_contract.py in a process of its own, with the bindings of one version: says what was called, as JSON."""
+"""Run by test_contract.py in a process of its own, with the bindings of one version: says what was called, as JSON.
+
+What is asked of CUDA's driver and runtime goes to libraries that stand in for them: one GPU, an L4.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import inspect
 import json
+import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import onnx
 import tensorrt_bindings
+from onnx import helper
 
 from docs.tensorrt_api import BESIDE, CLASS, ENUMS
-from stages import backends, build, operators, refit
+from stages import backends, build, network, operators, refit, validate
 from stages.build_config import BuildConfig
-from stages.gpus import Gpu, Gpus
 from stages.knobs import KNOBS
 from stages.refit import RefitConfig
-from stages.stage import Job
+from stages.stage import Job, Memory, StageError
+from stages.validate import ValidateConfig
+from tests.stages import stand_ins, tensorrt_calls
 from tests.stages.knob_values import configured
-from tests.stages.stage_runs import classifier, facts
-from tests.stages.stand_ins import Api, Parser, header
+from tests.stages.shape_tensors import ranges, shaper
+from tests.stages.stage_runs import PROFILE, classifier, facts, model, save
+from tests.stages.stand_ins import Api, header
 
+SOURCES = tensorrt_calls.sources()
+PLAIN = BuildConfig()
 VERSION = tensorrt_bindings.__version__
-L4 = Gpus((Gpu("NVIDIA L4", "GPU-0", "8.9", 24 << 30),))
-PROFILE = {"default": {"x": {"min": [1, 4], "opt": [2, 4], "max": [8, 4]}}}
+COPY = {"default": {"x": {"min": [1, 4], "opt": [2, 4], "max": [8, 4]}}}
+"""Of the model that the stand-in of an engine executes."""
+SAID = "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation for node n.)"
 FACTS = facts(backend="tensorrt", backend_version=VERSION, gpu="NVIDIA L4", profiles=PROFILE, gpu_here=True)
 
 
@@ -40,28 +55,40 @@ def names() -> list[str]:
     return found
 
 
-@contextlib.contextmanager
-def machine(api: Api) -> Iterator[None]:
-    """A machine with an L4 and this TensorRT, as far as `build` and `refit` ask."""
-    with (
-        mock.patch.object(backends, "load", lambda backend: api),
-        mock.patch.object(build, "gpus", lambda: L4),
-        mock.patch.object(build, "use", lambda *_: None),
-        mock.patch.object(refit, "use", lambda *_: None),
-    ):
-        yield
+ASKED: set[tuple[str, int, str]] = set()
+"""Where every stand-in of this process was asked for what."""
 
 
 def run(api: Api, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    with machine(api):
+    """What `work` returns or says of its failure, what was called, and how much of TensorRT's is held afterwards."""
+    with mock.patch.object(backends, "load", lambda backend: api), watched_models(api):
         try:
-            return {**work(), "calls": api.calls}
+            answer = work()
+        except StageError as error:
+            answer = {"error": error.what, "next": error.next_step}
         except Exception as error:
-            return {"error": f"{type(error).__name__}: {error}", "calls": api.calls}
+            answer = {"error": f"{type(error).__name__}: {error}"}
+    ASKED.update(api.asked)
+    return {**answer, "calls": api.calls, "held": api.alive()}
 
 
-def job(config: Any, out: Path, **inputs: list[Path]) -> Job[Any]:
-    return Job(config, {"onnx": [out / "model.onnx"], **inputs}, FACTS, out)
+@contextlib.contextmanager
+def watched_models(api: Api) -> Iterator[None]:
+    """Counts models, and weights that lie beside them, to what TensorRT needs: it copies none."""
+    read = network.read_model
+
+    def watched(paths: Any) -> network.Model:
+        model = read(paths)
+        api.used += [weakref.ref(each) for each in (model, *model.weights.values())]
+        return model
+
+    with mock.patch.object(network, "read_model", watched):
+        yield
+
+
+def job(config: Any, out: Path, profiles: Any = PROFILE, **inputs: list[Path]) -> Job[Any]:
+    onnx = [out / "model.onnx", out / "weights.bin"]
+    return Job(config, {"onnx": onnx, **inputs}, {**FACTS, "profiles": profiles}, out)
 
 
 def built(path: str, out: Path) -> dict[str, Any]:
@@ -70,21 +97,102 @@ def built(path: str, out: Path) -> dict[str, Any]:
     return run(api, lambda: build.build(job(config, out, plugins=[out / "libmine.so"])))
 
 
-def refitted(out: Path) -> dict[str, Any]:
+def built_anyhow(out: Path, config: BuildConfig = PLAIN, **behaviour: Any) -> dict[str, Any]:
+    """What `build` says where stand-ins behave otherwise: `Builder_says="…"`."""
+    with behaving(**behaviour):
+        return run(Api(tensorrt_bindings), lambda: build.build(job(config, out)))
+
+
+def built_by_values(out: Path) -> dict[str, Any]:
+    given = job(PLAIN, out, {"default": ranges()}, onnx=[shaper(out / "shaper.onnx")])
+    return run(Api(tensorrt_bindings), lambda: build.build(given))
+
+
+def refitted(out: Path, **behaviour: Any) -> dict[str, Any]:
     (out / "old.plan").write_bytes(header(VERSION))
+    given = job(RefitConfig(fallback="fail"), out, plan=[out / "old.plan"], plugins=[out / "libmine.so"])
+    with behaving(**behaviour):
+        return run(Api(tensorrt_bindings), lambda: refit.refit(given))
+
+
+def not_started(out: Path) -> dict[str, str | None]:
+    """What each stage says where TensorRT gives no builder or runtime: the bindings themselves, without libraries."""
+    (out / "old.plan").write_bytes(header(VERSION))
+    stages: dict[str, Callable[[], Any]] = {
+        "build": lambda: build.build(job(PLAIN, out)),
+        "operators": lambda: operators.operators(job(operators.OperatorsConfig(), out)),
+        "refit": lambda: refit.refit(job(RefitConfig(), out, plan=[out / "old.plan"])),
+    }
+    with mock.patch.object(stand_ins, "MADE_HERE", ()):
+        return {name: run(Api(tensorrt_bindings), work).get("error") for name, work in stages.items()}
+
+
+def validated(out: Path, device_bytes: int = 1 << 30) -> dict[str, Any]:
+    """A plan is executed by Polygraphy, which takes its `tensorrt` from the stand-ins, and memory from CUDA's."""
+    (out / "old.plan").write_bytes(header(VERSION))
+    os.environ["STAND_IN_DEVICE_BYTES"] = str(device_bytes)
+    os.environ.pop("LD_LIBRARY_PATH", None)  # the loader has read it; Polygraphy would look nowhere else
     api = Api(tensorrt_bindings)
-    return run(api, lambda: refit.refit(job(RefitConfig(), out, plan=[out / "old.plan"])))
+    sys.modules["tensorrt"] = api  # type: ignore[assignment]
+    copy, plugins = [out / "copy.onnx"], [out / "libmine.so"]
+    given = job(ValidateConfig(), out, COPY, onnx=copy, reference=copy, plan=[out / "old.plan"], plugins=plugins)
+    return run(api, lambda: validate.validate(given))
 
 
-def refused_by_parser(out: Path) -> dict[str, Any]:
+def timed(out: Path, *known: str, config: BuildConfig = PLAIN, **behaviour: Any) -> dict[str, Any]:
+    """What `build` makes of timing caches that hold these words, and of what it timed itself."""
+    learnt, paths = out / "timing.cache", [out / f"{number}.cache" for number in range(len(known))]
+    learnt.unlink(missing_ok=True)
+    for path, words in zip(paths, known, strict=True):
+        path.write_text(words)
+    given = replace(job(config, out), memory=Memory(paths, learnt))
+    with behaving(**behaviour):
+        answer = run(Api(tensorrt_bindings), lambda: build.build(given))
+    return {**answer, "learnt": learnt.read_text() if learnt.exists() else None}
+
+
+@contextlib.contextmanager
+def behaving(**attributes: Any) -> Iterator[None]:
+    """`Builder_says="…"`: the stand-ins of builders say so."""
+    with contextlib.ExitStack() as stack:
+        for path, value in attributes.items():
+            kind, _, name = path.partition("_")
+            stack.enter_context(mock.patch.object(getattr(stand_ins, kind), name, value))
+        yield
+
+
+def stopped(out: Path) -> dict[str, Any]:
+    """A build whose report of progress fails: TensorRT is told to stop, and its error is the step's."""
+
+    def progress(phase: str, fraction: float | None) -> None:
+        if phase == "Building":
+            raise StageError("no one listens")
+
+    given = replace(job(BuildConfig(), out), progress=progress)
+    return run(Api(tensorrt_bindings), lambda: build.build(given))
+
+
+def refused_by_parser(out: Path, **behaviour: Any) -> dict[str, Any]:
     """What `build` says of a model that the parser refuses, and what `operators` writes of it."""
-    api = Api(tensorrt_bindings)
-    with mock.patch.object(Parser, "refuses", True):
-        failed = run(api, lambda: build.build(job(BuildConfig(), out)))
-        listed = run(api, lambda: operators.operators(job(operators.OperatorsConfig(), out)))
-    assert "error" not in listed, listed["error"]
+    building, listing = Api(tensorrt_bindings), Api(tensorrt_bindings)
+    with behaving(Parser_refuses=True, **behaviour):
+        failed = run(building, lambda: build.build(job(BuildConfig(), out)))
+        listed = run(listing, lambda: operators.operators(job(operators.OperatorsConfig(), out)))
     refused = json.loads((out / "operators.json").read_text())["refused"]
-    return {"build": failed.get("error"), "operators": refused, "calls": api.calls}
+    return {"build": failed, "operators": listed, "refused": refused}
+
+
+def callbacks() -> dict[str, list[int]]:
+    """Of each method of ours that TensorRT calls: how many arguments it takes, and how many the bindings give."""
+    api = Api(tensorrt_bindings)
+    ours = (build._monitor(api, lambda phase, fraction: None), build.make_logger(api))
+    found = {}
+    for made in ours:
+        base = type(made).__mro__[1]
+        for name in {*vars(type(made))} & {*vars(base)} - {"__init__", "__doc__", "__module__"}:
+            ((given, _),) = stand_ins.parameters(getattr(base, name).__doc__, name)
+            found[f"{base.__name__}.{name}"] = [len(inspect.signature(getattr(made, name)).parameters), len(given) - 1]
+    return found
 
 
 def network_flags(out: Path) -> list[str]:
@@ -127,18 +235,74 @@ def refused() -> list[str]:
     return said
 
 
-def main(out: Path) -> None:
-    classifier(out / "model.onnx")
-    (out / "libmine.so").touch()
+def answers(out: Path) -> dict[str, Any]:
     having = [knob.path for knob in KNOBS if knob.tensorrt.has(VERSION)]
-    answer = {
+    return {
         "version": VERSION,
         "names": names(),
         "knobs": {path: built(path, out) for path in having},
+        "shape_tensor": built_by_values(out),
+        "builds": {
+            "no plan": built_anyhow(out, Builder_says=SAID),
+            "profile": built_anyhow(out, Config_takes_profiles=False),
+            "flag": built_anyhow(out, configured("strict_nans"), Config_deaf=True),
+            "device": built_anyhow(out, configured("layer_device_types"), Config_deaf=True),
+            "format": built_anyhow(out, configured("io_formats"), Tensor_allowed_formats=1),
+            "tensor": built_anyhow(out, BuildConfig(io_formats={"z": ["linear"]})),
+            "layer": built_anyhow(out, BuildConfig(layer_device_types={"gemm*": "dla"})),
+            "nothing": built_anyhow(out, Network_num_layers=0),
+            "stopped": stopped(out),
+        },
+        "timings": {
+            "none": timed(out),
+            "two": timed(out, "gemm", "pool conv"),
+            "foreign": timed(out, "foreign", "gemm", "junk", "foreign pool"),
+            "all foreign": timed(out, "foreign"),
+            "strict": timed(out, config=BuildConfig(error_on_miss=True)),
+            "first pinned": timed(out, config=BuildConfig(pin_tactics=True, error_on_miss=True)),
+            "pinned": timed(out, "conv", config=BuildConfig(pin_tactics=True)),
+            "missed": timed(out, "gemm", config=BuildConfig(pin_tactics=True)),
+            "pinned elsewhere": timed(out, "foreign conv", config=BuildConfig(pin_tactics=True)),
+            "lenient": timed(out, "gemm", config=BuildConfig(pin_tactics=True, error_on_miss=False)),
+            "failed": timed(out, "gemm", Builder_says=SAID),
+        },
         "refit": refitted(out),
+        "refits": {
+            "deserialize": refitted(out, Runtime_loads=False),
+            "library": refitted(out, Registry_loads=False),
+            "refittable": refitted(out, Engine_refittable=False),
+            "parser": refitted(out, Parser_refuses=True),
+            "missing": refitted(out, Refitter_missing=("w", "g")),
+            "refit": refitted(out, Refitter_fails=True),
+            "serialize": refitted(out, Engine_serializes=False),
+        },
+        "validate": validated(out),
+        "no_memory": validated(out, device_bytes=8),
+        "not_started": not_started(out),
         "refused_by_parser": refused_by_parser(out),
+        "unnamed": refused_by_parser(out, ParserError_name=""),
+        "unnumbered": refused_by_parser(out, ParserError_name="", ParserError_number=-1),
         "network_flags": network_flags(out),
         "refused": refused(),
+        "callbacks": callbacks(),
+    }
+
+
+def main(out: Path) -> None:
+    with_data = onnx.load(classifier(out / "model.onnx"))
+    onnx.save(with_data, out / "model.onnx", save_as_external_data=True, location="weights.bin")
+    node = helper.make_node("Identity", ["x"], ["y"])
+    save(model([node], {"x": ["n", 4]}, {"y": ["n", 4]}), out / "copy.onnx")
+    (out / "libmine.so").touch()
+    gc.freeze()  # what was imported is not looked through 200 times: 15 s
+    with tensorrt_calls.traced() as ran:
+        answer = answers(out)
+    calls = tensorrt_calls.calls(tensorrt_calls.names(tensorrt_bindings), SOURCES)
+    answer["calls"] = {
+        "made": [str(site) for site in calls.made],
+        "lacking": [site.name for site in calls.lacking if tensorrt_calls.is_long(site.name)],
+        "overlooked": [str(site) for site in calls.overlooked],
+        "unreached": [str(site) for site in calls.unreached(ran, ASKED)],
     }
     print(json.dumps(answer))
 

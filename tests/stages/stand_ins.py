@@ -6,15 +6,22 @@ argument of another type or one too many is an error here as it would be there. 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import inspect
 import re
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import onnx
+
 MADE_HERE = ("Builder", "OnnxParser", "Refitter", "OnnxParserRefitter", "Runtime")
 """Classes that trtforge makes itself; all others come out of methods."""
+
+FUNCTIONS = {"get_plugin_registry": "IPluginRegistry"}
+"""Functions of the module, and the class of what they return, which some versions' docstrings do not name."""
 
 _SIGNATURE = r"^(?:\d+\. )?{name}\((.*)\) -> (.*)$"
 
@@ -26,19 +33,31 @@ class StandIn:
         behaviour = BEHAVIOURS.get(kind.__name__, Behaviour)()
         self.__dict__.update(_api=api, _kind=kind, _behaviour=behaviour, _values={})
 
+    @property
+    def __class__(self) -> Any:
+        """What `isinstance` asks where it is not told the truth by `type`."""
+        return self._kind
+
     def __getattr__(self, name: str) -> Any:
         member = inspect.getattr_static(self._kind, name)  # AttributeError: the version has no such name
+        self._api.note(name)
         if not isinstance(member, property):
             return self._api.method(self, name)
-        made_up = getattr(self._behaviour, name, 0)
-        return self._values.get(name, made_up)
+        said, value = getattr(self._behaviour, name, None), self._values.get(name, 0)
+        if said is not None:
+            return said
+        return value() if isinstance(value, weakref.ref) else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         member = inspect.getattr_static(self._kind, name)
         assert isinstance(member, property) and member.fset, f"{self._kind.__name__}.{name} cannot be set"
         taken = parameters(member.fset.__doc__, "")[0][0][1][1]
         assert self._api.fits(taken, value), f"{self._kind.__name__}.{name} takes {taken}, got {value!r}"
+        self._api.note(name)
         self._api.calls.append(f"{self._kind.__name__}.{name}")
+        if type(value).__module__ != "builtins" and not hasattr(value, "__members__"):
+            value = weakref.ref(value)  # nor does TensorRT hold it
+            self._api.used.append(value)
         self._values[name] = value
 
 
@@ -48,23 +67,52 @@ class Api:
     Attributes:
         bindings: The real module.
         calls: What was called or set, in order: `IBuilderConfig.set_flag`.
+        asked: Where each name was asked for: (file, line, name).
         used: What was made, or handed to a method: TensorRT keeps none of it alive.
     """
 
     def __init__(self, bindings: Any) -> None:
         self.bindings = bindings
         self.calls: list[str] = []
+        self.asked: set[tuple[str, int, str]] = set()
         self.used: list[weakref.ref[Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.bindings, name)
+        self.note(name)
+        if name in FUNCTIONS:
+            return self.function(found, name)
         return self.constructor(found) if name in MADE_HERE else found
+
+    def note(self, name: str) -> None:
+        """Notes that the caller's caller asks for `name`."""
+        frame = sys._getframe(2)
+        self.asked.add((frame.f_code.co_filename, frame.f_lineno, name))
+
+    def alive(self) -> int:
+        """How many of the objects that TensorRT was given are still held."""
+        gc.collect()
+        return sum(each() is not None for each in self.used)
+
+    def require_all_alive(self) -> None:
+        gone = len(self.used) - self.alive()
+        assert not gone, f"{gone} objects that TensorRT still needs were let go of"
+
+    def function(self, found: Any, name: str) -> Callable[..., StandIn]:
+        def call(*arguments: Any, **named: Any) -> StandIn:
+            taken = [([("self", "", False), *each], returned) for each, returned in parameters(found.__doc__, name)]
+            self.check(name, taken, arguments, named)
+            self.calls.append(name)
+            return StandIn(self, getattr(self.bindings, FUNCTIONS[name]))
+
+        return call
 
     def constructor(self, kind: type[Any]) -> Callable[..., StandIn]:
         def construct(*arguments: Any) -> StandIn:
             self.check(f"{kind.__name__}.__init__", parameters(kind.__init__.__doc__, "__init__"), arguments, {})
             self.calls.append(kind.__name__)
             made = StandIn(self, kind)
+            made._behaviour.arguments = arguments
             self.used += [weakref.ref(each) for each in (made, *arguments)]
             return made
 
@@ -129,6 +177,11 @@ _PLAIN: dict[str, Callable[[Any], bool]] = {
     "collections.abc.Sequence[str]": _are_texts,
     "List[str]": _are_texts,
     "list[str]": _are_texts,
+    "List[int]": lambda value: all(_is_whole(each) for each in value),
+    "list[int]": lambda value: all(_is_whole(each) for each in value),
+    "collections.abc.Sequence[typing.SupportsInt]": lambda value: all(_is_whole(each) for each in value),
+    "tuple": lambda value: isinstance(value, tuple),
+    "list": lambda value: isinstance(value, list),
     "Dims": lambda value: all(_is_whole(each) for each in value),
 }
 """The bindings' words for types that are Python's own, or are made of them."""
@@ -153,27 +206,50 @@ def _parameter(text: str) -> tuple[str, str, bool]:
 
 
 class Behaviour:
-    """What a class's objects answer, by the names of its methods and properties; all others are made up."""
+    """What a class's objects answer, by the names of its methods and properties; all others are made up.
+
+    Attributes:
+        arguments: What the object was made with; empty where a method returned it.
+    """
+
+    arguments: tuple[Any, ...] = ()
 
 
 class Network(Behaviour):
-    """A convolution from `x` (any, 4) to `y`, with the weights `w`."""
+    """Inputs and outputs of the model that was parsed, and one layer: a convolution."""
 
-    num_inputs = num_outputs = 1
     num_layers = 1
     name = ""
 
     def __init__(self) -> None:
         self.own: dict[str, StandIn] = {}
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.outputs)
 
     def get_input(self, api: Api, index: int) -> StandIn:
-        return self._named(api, "ITensor", "x")
+        return self._tensor(api, self.inputs[index])
 
     def get_output(self, api: Api, index: int) -> StandIn:
-        return self._named(api, "ITensor", "y")
+        return self._tensor(api, self.outputs[index])
 
     def get_layer(self, api: Api, index: int) -> StandIn:
         return self._named(api, "ILayer", "conv0")
+
+    def _tensor(self, api: Api, value: Any) -> StandIn:
+        """Of an ONNX value: dynamic dimensions are -1, and a few integers are a shape."""
+        tensor, kind = self._named(api, "ITensor", value.name), value.type.tensor_type
+        shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+        tensor._behaviour.shape = shape
+        tensor._behaviour.is_shape_tensor = kind.elem_type == onnx.TensorProto.INT64 and len(shape) < 2
+        return tensor
 
     def _named(self, api: Api, kind: str, name: str) -> StandIn:
         if name not in self.own:
@@ -183,23 +259,46 @@ class Network(Behaviour):
 
 
 class Tensor(Behaviour):
-    shape = (-1, 4)
-    is_shape_tensor = False
+    """Its `allowed_formats` are what was set, unless they are said here to be others."""
+
+    allowed_formats: int | None = None
+
+
+class OptimizationProfile(Behaviour):
+    """Keeps the ranges that it is given."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[Any]] = {}
+
+    def set_shape(self, api: Api, input: str, min: Any, opt: Any, max: Any) -> None:
+        self.kept[input] = [min, opt, max]
+
+    def get_shape(self, api: Api, input: str) -> list[Any]:
+        return self.kept[input]
+
+    set_shape_input, get_shape_input = set_shape, get_shape
 
 
 class Config(Behaviour):
-    """Keeps what it is told, as a builder config does."""
+    """Keeps what it is told, as a builder config does; no profile, unless it `takes_profiles`, nor flag, if `deaf`."""
+
+    takes_profiles = True
+    deaf = False
 
     def __init__(self) -> None:
         self.flags = {"TF32"}
         self.kept: dict[Any, Any] = {}
         self.sources = 0
+        self.timings: StandIn | None = None
+
+    def add_optimization_profile(self, api: Api, profile: StandIn) -> int:
+        return 0 if self.takes_profiles else -1
 
     def get_flag(self, api: Api, flag: Any) -> bool:
         return flag.name in self.flags
 
     def set_flag(self, api: Api, flag: Any) -> None:
-        self.flags.add(flag.name)
+        self.flags |= set() if self.deaf else {flag.name}
 
     def clear_flag(self, api: Api, flag: Any) -> None:
         self.flags.discard(flag.name)
@@ -224,10 +323,43 @@ class Config(Behaviour):
         return self.sources
 
     def set_device_type(self, api: Api, layer: StandIn, device_type: Any) -> None:
-        self.kept[layer.name] = device_type
+        self.kept[layer.name] = self.kept.get(layer.name, api.bindings.DeviceType.GPU) if self.deaf else device_type
 
     def get_device_type(self, api: Api, layer: StandIn) -> Any:
         return self.kept.get(layer.name, api.bindings.DeviceType.GPU)
+
+    def create_timing_cache(self, api: Api, serialized_timing_cache: bytes) -> StandIn:
+        cache = StandIn(api, api.bindings.ITimingCache)
+        if b"junk" in serialized_timing_cache:  # as TensorRT-RTX 1.7.1 does
+            (logger,) = self.arguments
+            logger.log(api.bindings.ILogger.Severity.WARNING, "Failed to deserialize timing cache.")
+        else:
+            cache._behaviour.words = {*serialized_timing_cache.decode().split()}
+        return cache
+
+    def set_timing_cache(self, api: Api, cache: StandIn, ignore_mismatch: bool) -> bool:
+        taken = ignore_mismatch or "foreign" not in cache._behaviour.words
+        self.timings = cache if taken else self.timings
+        return taken
+
+    def get_timing_cache(self, api: Api) -> StandIn | None:
+        return self.timings
+
+
+class TimingCache(Behaviour):
+    """Words, each of a tactic that was timed; with `foreign` among them it is another GPU's."""
+
+    def __init__(self) -> None:
+        self.words: set[str] = set()
+
+    def combine(self, api: Api, input_cache: StandIn, ignore_mismatch: bool) -> bool:
+        if "foreign" in input_cache._behaviour.words and not ignore_mismatch:
+            return False
+        self.words |= input_cache._behaviour.words
+        return True
+
+    def serialize(self, api: Api) -> bytes:
+        return " ".join(sorted(self.words)).encode()
 
 
 def header(version: str) -> bytes:
@@ -237,28 +369,128 @@ def header(version: str) -> bytes:
 
 
 class Builder(Behaviour):
-    def build_serialized_network(self, api: Api, network: StandIn, config: StandIn) -> bytes:
-        gc.collect()
-        dead = [each for each in api.used if each() is None]
-        assert not dead, f"{len(dead)} objects that the build needs were let go of"
-        assert config.progress_monitor, "nobody hears of progress"
-        return header(api.bindings.__version__)
+    """Reports as TensorRT does, and gives a plan; unless it is told to stop, or what it `says` is an error.
+
+    It times the tactic `times`, unless the timing cache has it; where it may time nothing, it ends as TensorRT does.
+    """
+
+    says = ""
+    times = "conv"
+
+    def create_builder_config(self, api: Api) -> StandIn:
+        config = StandIn(api, api.bindings.IBuilderConfig)
+        config._behaviour.arguments = self.arguments
+        return config
+
+    def build_serialized_network(self, api: Api, network: StandIn, config: StandIn) -> bytes | None:
+        api.require_all_alive()
+        monitor = config.progress_monitor
+        monitor.phase_start("Building", None, 2)
+        goes_on = monitor.step_complete("Building", 0)
+        monitor.phase_finish("Building")
+        if says := self.says or self.missed(config._behaviour):
+            (logger,) = self.arguments
+            logger.log(api.bindings.ILogger.Severity.ERROR, says)
+        return header(api.bindings.__version__) if goes_on and not says else None
+
+    def missed(self, config: Config) -> str:
+        known = config.timings._behaviour.words if config.timings else set()
+        if self.times not in known and "ERROR_ON_TIMING_CACHE_MISS" in config.flags and config.timings:
+            return "Assertion !errorOnMiss failed. "
+        known.add(self.times)
+        return ""
 
 
 class Engine(Behaviour):
-    refittable = True
+    """Of the network above: `x` becomes `y`."""
 
-    def serialize_with_config(self, api: Api, config: StandIn) -> bytes:
-        return header(api.bindings.__version__)
+    refittable = True
+    serializes = True
+    num_io_tensors = 2
+
+    def serialize_with_config(self, api: Api, config: StandIn) -> bytes | None:
+        return header(api.bindings.__version__) if self.serializes else None
+
+    def get_tensor_name(self, api: Api, index: int) -> str:
+        return "xy"[index]
+
+    def get_tensor_mode(self, api: Api, name: str) -> Any:
+        modes = api.bindings.TensorIOMode
+        return modes.INPUT if name == "x" else modes.OUTPUT
+
+    def get_tensor_shape(self, api: Api, name: str) -> tuple[int, ...]:
+        return (-1, 4)
+
+    def get_tensor_dtype(self, api: Api, name: str) -> Any:
+        return api.bindings.DataType.FLOAT
+
+    def get_tensor_format(self, api: Api, name: str, profile_index: int = 0) -> Any:
+        return api.bindings.TensorFormat.LINEAR
+
+    def is_shape_inference_io(self, api: Api, name: str) -> bool:
+        return False
+
+    def get_aliased_input_tensor(self, api: Api, name: str) -> str | None:
+        return None
+
+
+class Context(Behaviour):
+    """Copies the input to the output, on the stand-in of CUDA whose device memory is the host's."""
+
+    def __init__(self) -> None:
+        self.profile: int | None = None
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+        self.allocators: dict[str, Any] = {}
+
+    def set_optimization_profile_async(self, api: Api, profile_index: int, stream_handle: int) -> bool:
+        self.profile = profile_index
+        return True
+
+    def set_input_shape(self, api: Api, name: str, shape: Any) -> bool:
+        self.shape = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, api: Api, name: str) -> tuple[int, ...]:
+        return self.shape
+
+    def set_tensor_address(self, api: Api, name: str, memory: int) -> bool:
+        self.addresses[name] = memory
+        return True
+
+    def get_tensor_address(self, api: Api, name: str) -> int:
+        return self.addresses.get(name, 0)
+
+    def set_output_allocator(self, api: Api, name: str, output_allocator: Any) -> bool:
+        self.allocators[name] = output_allocator
+        return True
+
+    def execute_async_v3(self, api: Api, stream_handle: int) -> bool:
+        gc.collect()
+        size = 4 * self.shape[0] * self.shape[1]
+        output = self.allocators["y"].reallocate_output("y", 0, size, 1)
+        ctypes.memmove(output, self.addresses["x"], size)
+        self.allocators["y"].notify_shape("y", self.shape)
+        return self.profile is not None
 
 
 class Parser(Behaviour):
-    """Takes every model; or, while `refuses`, none, for the node `conv0` of the operator Conv."""
+    """Takes every model; or, while `refuses`, none, for the node `name` of the operator Conv."""
 
     refuses = False
     num_errors = 1
 
+    def load_model_proto(self, api: Api, model: bytes) -> bool:
+        graph, into = onnx.load_model_from_string(model).graph, self.arguments[0]._behaviour
+        into.inputs, into.outputs = list(graph.input), list(graph.output)
+        return True
+
     def parse_model_proto(self, api: Api) -> bool:
+        api.require_all_alive()
+        return not self.refuses
+
+    def refit_model_proto(self, api: Api) -> bool:
+        api.require_all_alive()
         return not self.refuses
 
     def get_error(self, api: Api, index: int) -> StandIn:
@@ -266,6 +498,9 @@ class Parser(Behaviour):
 
 
 class ParserError(Behaviour):
+    name = "conv0"
+    number = 1
+
     def desc(self, api: Api) -> str:
         return "false"
 
@@ -276,27 +511,57 @@ class ParserError(Behaviour):
         return "Conv"
 
     def node_name(self, api: Api) -> str:
-        return "conv0"
+        return self.name
+
+    def node(self, api: Api) -> int:
+        return self.number
+
+
+class Refitter(Behaviour):
+    """Takes all weights; or `missing` are missing, or it fails."""
+
+    missing: tuple[str, ...] = ()
+    fails = False
+
+    def get_missing_weights(self, api: Api) -> list[str]:
+        return list(self.missing)
+
+    def refit_cuda_engine(self, api: Api) -> bool:
+        api.require_all_alive()
+        return not self.fails
 
 
 class Runtime(Behaviour):
-    def deserialize_cuda_engine(self, api: Api, plan: bytes) -> StandIn:
-        return StandIn(api, api.bindings.ICudaEngine)
+    """Gives an engine for every plan; or none, and says nothing."""
+
+    loads = True
+
+    def deserialize_cuda_engine(self, api: Api, plan: bytes) -> StandIn | None:
+        return StandIn(api, api.bindings.ICudaEngine) if self.loads else None
 
 
 class Registry(Behaviour):
+    """Takes every library; or none, and says nothing."""
+
+    loads = True
+
     def load_library(self, api: Api, path: str) -> object:
-        return object()
+        return object() if self.loads else None
 
 
 BEHAVIOURS: dict[str, type[Behaviour]] = {
     "INetworkDefinition": Network,
     "ITensor": Tensor,
     "IBuilderConfig": Config,
+    "IOptimizationProfile": OptimizationProfile,
+    "ITimingCache": TimingCache,
     "Builder": Builder,
     "ICudaEngine": Engine,
+    "IExecutionContext": Context,
     "OnnxParser": Parser,
+    "OnnxParserRefitter": Parser,
     "ParserError": ParserError,
+    "Refitter": Refitter,
     "Runtime": Runtime,
     "IPluginRegistry": Registry,
 }

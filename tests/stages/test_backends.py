@@ -89,3 +89,18 @@ def test_the_stages_that_need_heavy_packages_import_without_them() -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({heavy}));" + ";".join(f"import stages.{n}" for n in names)
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
+
+
+def test_rtx_builds_one_plan_for_several_capabilities_and_names_those_that_it_does_not_build_for() -> None:
+    assert backends.why_not_build("tensorrt_rtx", "8.0,8.9,12.0", NO_GPU) is None
+    assert (backends.why_not_build("tensorrt_rtx", "8.9,9.0,10.0", L4) or "").endswith("not for 9.0, 10.0")
+
+
+def test_tensorrt_refuses_several_capabilities_with_the_setting_that_does_it() -> None:
+    reason = backends.why_not_build("tensorrt", "8.6,8.9", L4) or ""
+    assert "not for 8.6 or 8.9 at once" in reason and "hardware_compatibility_level=ampere_plus" in reason
+
+
+def test_a_plan_for_several_capabilities_runs_on_a_gpu_of_any() -> None:
+    assert backends.why_not_run("tensorrt_rtx", "8.6,8.9", L4) is None
+    assert backends.why_not_run("tensorrt_rtx", "8.0,8.6,12.0", L4) == "no GPU of 8.0, 8.6 or 12.0 here"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.builder_log import Memory, build_error
+from stages.builder_log import Memory, build_error, plain
 
 NO_TACTIC = "Error Code 10: Internal Error (Could not find any implementation for node {ForeignNode[conv1...fc]}.)"
 DEVICE = "Tactic Device request: 9318MB Available: 4096MB. Device memory is insufficient to use tactic."
@@ -55,4 +55,35 @@ def test_tactics_that_were_skipped_do_not_explain_another_failure():
 
 
 def test_a_node_without_implementation_where_memory_was_enough_is_told_as_it_is():
-    assert "Could not find any implementation" in error_of([NO_TACTIC], []).what
+    error = error_of([NO_TACTIC], [])
+    assert error.what == (
+        "no tactic computes a part of this model: Could not find any implementation for node {ForeignNode[conv1...fc]}."
+    )
+    assert "optimization_level: 5" in error.next_step
+
+
+def test_a_timing_that_a_build_must_not_take_is_told_with_the_setting():
+    error = error_of(["[optimizer.cpp::f::1] Error Code 2: Internal Error (Assertion !errorOnMiss failed. )"], [])
+    assert error.what.startswith("a tactic is not in the timing cache, so this plan would differ")
+    assert "error_on_miss: false" in error.next_step
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "IBuilder::build: Error Code 1: Myelin (No kernel for f(x) In compileGraph at /_src/m.cpp:2)",
+            "No kernel for f(x)",
+        ),
+        ("Error Code 9: it is so (as was said)", "it is so (as was said)"),
+        ("IBuilder::build: Error Code 4: Internal Error (x: n (y) is odd)", "x: n (y) is odd"),
+    ],
+)
+def test_a_message_is_told_without_its_code_source_and_brackets(said, told):
+    assert plain(said) == told
+
+
+def test_of_a_plan_for_several_the_targets_that_lack_a_type_are_named():
+    said = "Myelin ([pass.cpp:1500: run_passes] Cannot compile for target(s) sm80, sm86, because the model contains "
+    error = error_of([f"{said}HW-specific datatypes: fp8_e4m3. In compileGraph"], [])
+    assert error.what == "sm_80, sm_86 cannot compute in fp8, which this model does"

@@ -1,8 +1,9 @@
 """Every call to TensorRT, held against the real bindings of several versions without its libraries.
 
-`make bindings` fetches the bindings; stand-in libraries with the symbols that they need are made here in a second.
+`make bindings` fetches the bindings; libraries that stand in for TensorRT's and CUDA's are made here in a second.
 Nothing is built: what is shown is that names, arguments, enum members and types are those of the version, and that what
-a build needs lives until it returns.
+a build or a refit needs lives until it returns, and no longer. A call in `stages` that no test here reaches fails
+`test_every_call_is_reached`, by its file and line.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,15 @@ from typing import Any
 import pytest
 
 from stages import backends, knobs
+from stages.build_config import BuildConfig
 from stages.knobs import KNOBS, Kind
+from tests.stages.stand_in_libraries import make_libraries
 
 ROOT = Path(__file__).parents[2]
 BINDINGS = ROOT / ".venv-bindings"
 VERSIONS = ("10.13.3.9", "10.16.1.11", "11.0.0.114", "11.4.0.106")
+ONLY_RTX = ("num_compute_capabilities", "set_compute_capability", "get_compute_capability")
 API = json.loads((ROOT / "docs/tensorrt_api.json").read_text())
-
-SYMBOLS = {
-    "nvinfer": ("createInferBuilder_INTERNAL", "createInferRuntime_INTERNAL", "createInferRefitter_INTERNAL",
-                "getPluginRegistry", "getBuilderPluginRegistry"),
-    "nvonnxparser": ("createNvOnnxParser_INTERNAL", "createNvOnnxParserRefitter_INTERNAL", "getNvOnnxParserVersion"),
-    "nvinfer_plugin": ("initLibNvInferPlugins",),
-}  # fmt: skip
-"""What `tensorrt.so` of the bindings needs of each library, from 10.3 to 11.4."""
 
 pytestmark = [
     pytest.mark.skipif(not BINDINGS.is_dir(), reason="the bindings are not here: make bindings"),
@@ -43,18 +40,9 @@ pytestmark = [
 ]
 
 
-def make_libraries(directory: Path, major: str) -> None:
-    for name, symbols in SYMBOLS.items():
-        library = f"lib{name}.so.{major}"
-        source = directory / f"{name}.c"
-        source.write_text("\n".join(f"void *{symbol}(void) {{ return 0; }}" for symbol in symbols))
-        command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", directory / library, source]
-        subprocess.run(command, check=True)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """What tests/stages/contract_child.py says of a version: one process each, 1 s."""
+    """What tests/stages/contract_child.py says of a version: one process each, 5 s."""
 
     @cache
     def ask(version: str) -> dict[str, Any]:
@@ -74,6 +62,16 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
 
 def test_the_bindings_are_those_of_the_version(version: str, answers: Any) -> None:
     assert answers(version)["version"] == version
+
+
+def test_every_call_is_reached(version: str, answers: Any) -> None:
+    """And is a call of that version, or of TensorRT-RTX alone, which test_tensorrt_calls.py builds with for real."""
+    calls = answers(version)["calls"]
+    assert not calls["unreached"]
+    assert not calls["overlooked"], "objects of TensorRT are Any in stages: give these that type"
+    ours = {field.name for field in fields(BuildConfig)}
+    assert {*calls["lacking"]} - ours == {*ONLY_RTX}
+    assert len(calls["made"]) > 120
 
 
 def test_the_kept_api_is_what_the_bindings_have(version: str, answers: Any) -> None:
@@ -122,6 +120,73 @@ def test_a_network_is_strongly_typed(version: str, answers: Any) -> None:
     assert answers(version)["network_flags"] == ["STRONGLY_TYPED"]
 
 
+def test_a_shape_tensor_gets_the_range_of_its_values(version: str, answers: Any) -> None:
+    answer = answers(version)["shape_tensor"]
+    assert "error" not in answer and "IOptimizationProfile.set_shape_input" in answer["calls"]
+    assert "IOptimizationProfile.set_shape" not in answer["calls"]
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("no plan", "no tactic computes a part of this model: Could not find any implementation for node n."),
+        ("profile", "TensorRT refuses profile 'default'"),
+        ("flag", "did not take strict_nans=True, it has False"),
+        ("device", "did not take layer_device_types={'*': 'gpu', 'conv*': 'dla'}, it has {'conv0': 'gpu'}"),
+        ("format", "did not take io_formats={'x': ['chw32']}, it has {'x': ['linear']}"),
+        ("tensor", "io_formats: the network has no input or output 'z'"),
+        ("layer", "layer_device_types: no layer's name fits 'gemm*'"),
+        ("nothing", "the model gives a network of 0 layers and 1 outputs"),
+        ("stopped", "no one listens"),
+    ],
+)
+def test_what_tensorrt_does_not_do_is_an_error_of_the_build(version: str, case: str, said: str, answers: Any) -> None:
+    assert said in answers(version)["builds"][case]["error"]
+
+
+def test_a_build_takes_what_earlier_ones_timed_and_writes_that_and_its_own(version: str, answers: Any) -> None:
+    told = answers(version)["timings"]
+    assert (told["none"]["learnt"], told["none"]["timing_cache"]["merged"]) == ("conv", [])
+    assert told["two"]["learnt"] == "conv gemm pool"
+    assert told["two"]["timing_cache"] == {"merged": ["0.cache", "1.cache"], "refused": [], "bytes": 14}
+    calls = told["two"]["calls"]
+    order = ["IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache", "ITimingCache.combine",
+             "Builder.build_serialized_network", "IBuilderConfig.get_timing_cache",
+             "ITimingCache.serialize"]  # fmt: skip
+    assert [calls.index(call) for call in order] == sorted(calls.index(call) for call in order)
+    assert not [name for name, each in told.items() if each["held"]]
+
+
+def test_a_build_without_a_memory_attaches_no_timing_cache(version: str, answers: Any) -> None:
+    answer = answers(version)["knobs"]["max_aux_streams"]
+    assert answer["timing_cache"] is None
+    assert not [call for call in answer["calls"] if "timing_cache" in call.lower()]
+
+
+def test_timings_that_tensorrt_refuses_are_done_without_and_stay_for_others(version: str, answers: Any) -> None:
+    told = answers(version)["timings"]
+    assert told["foreign"]["timing_cache"]["merged"] == ["1.cache"]
+    assert told["foreign"]["timing_cache"]["refused"] == ["0.cache", "2.cache", "3.cache"]
+    assert told["foreign"]["learnt"] == "conv gemm"
+    assert told["all foreign"]["learnt"] == "conv"
+
+
+def test_a_build_that_fails_writes_no_timings(version: str, answers: Any) -> None:
+    failed = answers(version)["timings"]["failed"]
+    assert failed["error"] and failed["learnt"] is None
+
+
+def test_pinned_tactics_come_back_or_the_build_fails(version: str, answers: Any) -> None:
+    told = answers(version)["timings"]
+    assert told["first pinned"]["learnt"] == told["pinned"]["learnt"] == "conv"
+    assert "a tactic is not in the timing cache" in told["missed"]["error"]
+    assert "error_on_miss: false" in told["missed"]["next"]
+    assert "TensorRT refuses the timing cache" in told["pinned elsewhere"]["error"]
+    assert told["missed"]["learnt"] is None
+    assert told["lenient"]["learnt"] == "conv gemm"
+    assert "there is no timing cache of this version, GPU and driver yet" in told["strict"]["error"]
+
+
 def test_a_refit_is_what_the_version_takes(version: str, answers: Any) -> None:
     answer = answers(version)["refit"]
     assert answer.get("error") is None and answer["method"] == "refit"
@@ -129,11 +194,77 @@ def test_a_refit_is_what_the_version_takes(version: str, answers: Any) -> None:
     assert keeps == backends.has_refit_flag("tensorrt", version)
 
 
-def test_what_the_parser_refuses_is_asked_of_the_error_of_the_version(version: str, answers: Any) -> None:
-    answer = answers(version)["refused_by_parser"]
-    assert answer["build"].endswith("operator Conv (node 'conv0'): unsupported node")
-    assert answer["operators"] == [{"operator": "Conv", "node": "conv0", "reason": "unsupported node"}]
-    assert "ParserError.code" in answer["calls"]
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("deserialize", "the plan cannot be loaded"),
+        ("library", "libmine.so cannot be loaded: TensorRT gives no reason"),
+        ("refittable", "the plan takes no other weights"),
+        ("parser", "operator Conv (node 'conv0'): unsupported node"),
+        ("missing", "the ONNX file lacks weights that the plan has: g, w"),
+        ("refit", "the weights cannot be put into the plan"),
+        ("serialize", "the refitted plan cannot be written"),
+    ],
+)
+def test_what_tensorrt_does_not_do_is_an_error_of_the_refit(version: str, case: str, said: str, answers: Any) -> None:
+    assert said in answers(version)["refits"][case]["error"]
+
+
+def test_nothing_of_tensorrt_is_held_once_a_stage_returns_or_fails(version: str, answers: Any) -> None:
+    """That it lives until then, the stand-ins themselves hold at each call that needs it."""
+    answer = answers(version)
+    ended = [*answer["knobs"].values(), *answer["builds"].values(), *answer["refits"].values(), answer["refit"]]
+    assert [each["held"] for each in ended] == [0] * len(ended)
+
+
+def test_polygraphy_executes_a_plan_with_the_version(version: str, answers: Any) -> None:
+    """What comes back is what the stand-in was given, through Polygraphy's own buffers and its calls to TensorRT."""
+    answer = answers(version)["validate"]
+    assert answer.get("error") is None and answer["engine_executed"]
+    assert answer["engine"]["max_abs_error"] == 0.0 and answer["samples"] >= 8
+    assert {"IExecutionContext.set_optimization_profile_async", "IExecutionContext.execute_async_v3"} <= {
+        *answer["calls"]
+    }
+    assert answer["calls"].index("IPluginRegistry.load_library") < answer["calls"].index("Runtime")
+
+
+def test_a_plan_that_the_gpu_has_no_memory_for_says_so(version: str, answers: Any) -> None:
+    answer = answers(version)["no_memory"]
+    assert answer["error"] == "the plan cannot be executed: out of device memory"
+    assert "model.holdout.batch_size" in answer["next"]
+
+
+def test_where_tensorrt_gives_no_builder_or_runtime_every_stage_says_so(version: str, answers: Any) -> None:
+    """As without a driver, or with one that is too old: the bindings raise a TypeError of their own."""
+    said = answers(version)["not_started"]
+    assert {*said} == {"build", "operators", "refit"}
+    assert all(text.startswith("TensorRT cannot start on this machine: ") for text in said.values())
+
+
+def test_what_tensorrt_calls_takes_the_arguments_that_it_gives(version: str, answers: Any) -> None:
+    callbacks = answers(version)["callbacks"]
+    monitored = {f"IProgressMonitor.{name}" for name in ("phase_start", "step_complete", "phase_finish")}
+    assert {*callbacks} == {"ILogger.log", *monitored}
+    assert all(taken == given for taken, given in callbacks.values())
+
+
+@pytest.mark.parametrize(
+    ("case", "node", "listed"),
+    [
+        ("refused_by_parser", "conv0", "conv0"),
+        # The parser gives the number of a node without a name; `operators` finds the node by it.
+        ("unnamed", "number 1", "conv0"),
+        ("unnumbered", "number -1", ""),
+    ],
+)
+def test_what_the_parser_refuses_is_asked_of_the_error_of_the_version(
+    version: str, case: str, node: str, listed: str, answers: Any
+) -> None:
+    answer = answers(version)[case]
+    assert answer["build"]["error"].endswith(f"operator Conv (node '{node}'): unsupported node")
+    assert answer["refused"] == [{"operator": "Conv", "node": listed, "reason": "unsupported node"}]
+    assert "ParserError.code" in answer["build"]["calls"]
+    assert answer["build"]["held"] == answer["operators"]["held"] == 0
 
 
 def test_what_a_stand_in_refuses_is_what_the_bindings_lack(version: str, answers: Any) -> None:
