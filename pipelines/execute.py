@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, partial
@@ -18,10 +19,11 @@ from typing import Any, Literal
 from artifacts.errors import StoreError
 from artifacts.record import Blob, Record
 from artifacts.store import Hit, Miss, Store
-from pipelines import child
+from pipelines import child, gpu_turns
 from pipelines.errors import InterruptedBuildError
 from pipelines.graph import Node
 from pipelines.sharing import Sharing, from_remote
+from pipelines.timing import Timings
 from stages import installed
 from stages.stage import DATA_SUFFIX, JSON, Progress, StageError
 
@@ -74,6 +76,7 @@ class Workshop:
         sharing: What is shared with other machines; None where nothing is.
         reason: Says why a question has no answer yet.
         origins: Says where the values of a node's config came from.
+        note: Told what a run had to do without.
     """
 
     store: Store
@@ -83,6 +86,7 @@ class Workshop:
     sharing: Sharing | None = None
     reason: Callable[[Node, Mapping[str, Any]], str] = lambda node, question: NEVER_BUILT
     origins: Callable[[Node], Mapping[str, str]] = lambda node: {}
+    note: Callable[[str], None] = lambda text: None
 
     def question(self, node: Node, upstream: Mapping[str, Record]) -> dict[str, Any]:
         """The fields of the node's key.
@@ -94,15 +98,16 @@ class Workshop:
         Raises:
             StoreError: A file cannot be hashed.
         """
+        facts = self._facts(node)
         return {
             "stage": node.stage.name,
             "version": node.stage.version,
-            "config": _plain(node.config),
+            "config": node.stage.keyed(node.config, facts) if node.stage.keyed else _plain(node.config),
             "inputs": {
                 **{name: self._hash(paths) for name, paths in node.files.items()},
                 **{name: _digests(upstream[before], output) for name, (before, output) in node.upstream.items()},
             },
-            "facts": self._facts(node),
+            "facts": facts,
             "tools": {tool: _version(tool) for tool in node.stage.tools},
         }
 
@@ -126,7 +131,7 @@ class Workshop:
             found = self._look(node, question)
             if found.state == "missing":
                 self.store.claim([key], self._wait(progress))
-                holder = f"{node.id} in process {os.getpid()} on {platform.node()}"
+                holder = _name(node)
                 with self.store.lock(key, holder, self._wait(progress)):
                     # Somebody else may have built it while this one waited.
                     found = self._look(node, question, mend=True)
@@ -173,18 +178,27 @@ class Workshop:
             if problem := next(filter(None, map(self.store.problem, blobs)), None):
                 raise StoreError(f"{node.id}: its input {name} is unusable: {problem}", "run the same build again")
             inputs[name] = [self.store.path(blob) for blob in blobs]
+        key, waiting = Record(question, {}).key, self._wait(progress)
         with self.store.scratch() as directory:
-            started = time.monotonic()
-            work = child.Work(node.id, node.stage, node.config, inputs, question["facts"], directory, node.limits)
-            try:
-                result = child.run(work, progress, self.stop)
-            except StageError as error:
-                raise self._with_log(error, child.log_of(directory), Record(question, {}).key) from error
+            timings = Timings(self.store, self.sharing, self.note)
+            loan = timings.lend(node, question, key, directory, waiting)
+            memory, facts = loan.memory if loan else None, question["facts"]
+            with gpu_turns.turn(node, facts, _name(node), waiting) as gpu:
+                started = time.monotonic()
+                work = child.Work(node.id, node.stage, node.config, inputs, facts, directory, node.limits, memory, gpu)
+                try:
+                    result = child.run(work, progress, self.stop)
+                except StageError as error:
+                    raise self._traced(error, child.log_of(directory), key) from error
+                seconds = time.monotonic() - started
             self._check_unchanged(node, question)
             if self.stop.is_set():
                 raise InterruptedBuildError
-            with self.store.keeping(self._wait(progress)):
-                return self._keep(node, question, result, time.monotonic() - started)
+            with self.store.keeping(waiting):
+                timings.keep(loan, result.metrics, waiting)
+                record = self._keep(node, question, result, seconds)
+        timings.share(loan, result.metrics)
+        return record
 
     def _keep(self, node: Node, question: Mapping[str, Any], result: child.Result, seconds: float) -> Record:
         outputs = {name: self.store.add(path) for name, path in node.stage.written(result.out).items()}
@@ -210,16 +224,19 @@ class Workshop:
     def _keep_log(self, log: Path) -> Blob | None:
         return self.store.add(log) if log.stat().st_size else None
 
-    def _with_log(self, error: StageError, log: Path, key: str) -> StageError:
-        if not log.is_file() or not log.stat().st_size:
-            return error
-        kept = self.store.root / "logs" / f"{key}.log"
-        try:
-            kept.parent.mkdir(exist_ok=True)
-            shutil.copyfile(log, kept)
-        except OSError:
-            return error  # why the step failed matters more than why its log cannot be kept
-        return StageError(error.what, f"{error.next_step or 'see the log'} (log: {kept})")
+    def _traced(self, error: StageError, log: Path, key: str) -> StageError:
+        """`error` with the user's own file, which the child knows by its digest only, and the log, which is kept."""
+        source, places = self.provenance.get("source"), []
+        if source:
+            places.append(f"model: {source}")
+        if log.is_file() and log.stat().st_size:
+            kept = self.store.root / "logs" / f"{key}.log"
+            # Why the step failed matters more than why its log cannot be kept.
+            with suppress(OSError):
+                kept.parent.mkdir(exist_ok=True)
+                shutil.copyfile(log, kept)
+                places.append(f"log: {kept}")
+        return StageError(error.what, f"{error.next_step or 'see the log'} ({'; '.join(places)})") if places else error
 
     def _check_unchanged(self, node: Node, question: Mapping[str, Any]) -> None:
         # The stage read the user's own files after they were hashed; a change in between would be kept under the
@@ -238,7 +255,8 @@ class Workshop:
 
     def _facts(self, node: Node) -> dict[str, Any]:
         known = {**self.model_facts, **(node.target.facts if node.target else {})}
-        return {fact: known[fact] for fact in (*node.stage.facts, *node.stage.facts_when(node.config))}
+        facts = {fact: known[fact] for fact in (*node.stage.facts, *node.stage.facts_when(node.config))}
+        return dict(node.stage.facts_seen(node.config, facts))
 
     def _wait(self, progress: Progress) -> Any:
         def waiting(holder: str) -> None:
@@ -247,6 +265,11 @@ class Workshop:
             progress(f"{WAITING}{holder or 'another process'}", None)
 
         return waiting
+
+
+def _name(node: Node) -> str:
+    """How those who wait for a step of this process call it."""
+    return f"{node.id} in process {os.getpid()} on {platform.node()}"
 
 
 def _blobs(record: Record, output: str) -> list[Blob]:

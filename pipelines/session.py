@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from artifacts.record import Record
 from artifacts.store import Store
 from conf.errors import ConfigError
-from conf.schema import Config
-from pipelines import graph, profiles, sharing, sources, targets
+from conf.schema import Calibration, Config, Holdout
+from pipelines import data, graph, profiles, sharing, sources, targets
 from pipelines.configs import Configs
 from pipelines.errors import Exit
 from pipelines.execute import Outcome, Workshop
@@ -216,15 +216,21 @@ def open_session(
         raise ConfigError("store.root is empty", "name a directory, or unset TRTFORGE_STORE")
     main = sources.main_file(config.model)
     workshop = Workshop(configs.store(Path(config.store.root)), {}, _provenance(config, overrides), stop or Event())
-    chosen = targets.resolve(config) if any(graph.is_per_target(config).values()) else []
+    chosen = targets.resolve(config, note) if any(graph.is_per_target(config).values()) else []
+    targets.refuse_precisions(config, chosen)
     sources.refuse_plugins(config.model, *(target.backend for target in chosen))
     signature, key = _signature(workshop, main, progress) if main else (None, None)
+    if signature is not None:
+        targets.refuse_fp32_products(config, chosen, signature["fp32_products"])
     shared = sharing.opened(config.store, workshop.store, note)
     facts = _model_facts(config, signature)
-    files = sources.collect(config.model, signature)
+    files = {**sources.collect(config.model, signature), **data.files("calibration", config.model.calibration),
+             **data.files("holdout", config.model.holdout)}  # fmt: skip
+    facts |= _data_facts(config, files, facts)
     reasons = _reasons(workshop, overrides, config_dirs)
     workshop = replace(
         workshop,
+        note=note,
         sharing=shared,  # from here on: what a model looks like from outside is found out faster than fetched
         model_facts=facts,
         reason=lambda node, question: reasons()(node, question),
@@ -273,6 +279,17 @@ def _model_facts(config: Config, signature: Mapping[str, Any] | None) -> dict[st
     return facts
 
 
+def _data_facts(config: Config, files: sources.Files, facts: Mapping[str, Any]) -> dict[str, JSON]:
+    def fact(name: str, said: Calibration | Holdout) -> dict[str, JSON] | None:
+        # What no step reads need not be readable here.
+        return data.fact(name, said, files, facts["profiles"]) if graph.needs_fact(config, name) else None
+
+    return {
+        "calibration": fact("calibration", config.model.calibration),
+        "holdout": fact("holdout", config.model.holdout),
+    }
+
+
 def _torch_facts(config: Config) -> dict[str, JSON]:
     if not config.model.inputs:
         raise ConfigError(
@@ -287,7 +304,9 @@ def _torch_facts(config: Config) -> dict[str, JSON]:
             f"model.source=torch: {error.name} is not installed", "pip install 'trtforge[torch]'"
         ) from None
     model = config.model
-    declared = profiles.named([{"name": name, "shape": list(t.shape)} for name, t in model.inputs.items()])
+    declared = profiles.named(
+        [{"name": name, "dtype": t.dtype, "shape": list(t.shape)} for name, t in model.inputs.items()]
+    )
     resolved = profiles.resolve(model, declared)
     imported = sources.packages(*sources.entry_points(model))
     source: dict[str, JSON] = {
@@ -307,6 +326,7 @@ def _torch_facts(config: Config) -> dict[str, JSON]:
 def _provenance(config: Config, overrides: Sequence[str]) -> dict[str, JSON]:
     return {
         "model": config.model.name,
+        "source": config.model.entry_point or config.model.path,
         "flow": config.flow,
         "overrides": list(overrides),
         "host": platform.node(),

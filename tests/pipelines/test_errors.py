@@ -113,10 +113,10 @@ def test_a_file_that_is_no_model_is_refused_before_anything_runs(forge, content,
     assert not forge.records()
 
 
-def test_an_unsupported_operator_is_named_with_its_node(forge):
-    override = network(forge.home / "net.onnx", batch=1, operator="Det")
-    ran = forge("build", "runner=local", *ANY, override)
-    check_told(ran, 1, "Det", "last", "build[l4]")
+def test_an_unsupported_operator_is_named_with_its_node_and_its_file(forge):
+    path = forge.home / "net.onnx"
+    ran = forge("build", "runner=local", *ANY, network(path, batch=1, operator="Det"))
+    check_told(ran, 1, "Det", "last", "build[l4]", f"(model: {path}; log: ")
     assert not list((forge.store / "refs/plans").glob("*"))
 
 
