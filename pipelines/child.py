@@ -18,12 +18,14 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import IO, Any, get_type_hints
 
+from pipelines import repeatable
 from pipelines.errors import InterruptedBuildError
-from stages.stage import Job, Metrics, Progress, Stage, StageError
+from stages.stage import Job, Memory, Metrics, Progress, Stage, StageError
 
 # The working directory must not come before trtforge's own packages: many a project has a `conf` of its own.
 _START = "import sys; sys.path[:] = [p for p in sys.path if p]; from pipelines.child import main; main(sys.argv[1])"
@@ -76,7 +78,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Work:
-    """What one child is asked to do, inside `directory`, which is its own."""
+    """What one child is asked to do, inside `directory`, which is its own; on the GPU of that UUID, if it is given."""
 
     name: str
     stage: Stage[Any]
@@ -85,6 +87,8 @@ class Work:
     facts: Mapping[str, Any]
     directory: Path
     limits: Limits = Limits()
+    memory: Memory | None = None
+    gpu: str | None = None
 
 
 class _LimitReachedError(Exception):
@@ -160,7 +164,7 @@ def run(work: Work, progress: Progress, stop: Event) -> Result:
     log = log_of(work.directory)
     started = time.monotonic()
     with log.open("wb") as sink:
-        process, pipe = _start(job, sink)
+        process, pipe = _start(work, job, sink)
         watch = _Watch(process.pid, work.limits, started, started)
         with pipe:
             try:
@@ -186,21 +190,32 @@ def _job(work: Work, out: Path) -> dict[str, Any]:
         "inputs": {name: [str(path) for path in paths] for name, paths in work.inputs.items()},
         "facts": dict(work.facts),
         "out": str(out),
+        "memory": _memory(work.memory),
         "parent": os.getpid(),
     }
 
 
-def _start(job: Path, sink: IO[bytes]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+def _memory(memory: Memory | None) -> dict[str, Any] | None:
+    return None if memory is None else {"known": [*map(str, memory.known)], "learnt": str(memory.learnt)}
+
+
+def _start(work: Work, job: Path, sink: IO[bytes]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     reading, writing = os.pipe()
+    command = [sys.executable, "-c", _START, str(job)]
+    environment = {**os.environ, "TRTFORGE_PIPE": str(writing), "PYTHONUNBUFFERED": "1"}
+    if work.gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = work.gpu
+    if work.stage.by_address:
+        command, environment = repeatable.command(command), repeatable.environment(environment)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", _START, str(job)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
             pass_fds=[writing],
             start_new_session=True,  # the terminal's Ctrl-C is for the parent, which ends the child in good order
-            env={**os.environ, "TRTFORGE_PIPE": str(writing), "PYTHONUNBUFFERED": "1"},
+            env=environment,
         )
     except BaseException:
         os.close(reading)
@@ -287,23 +302,24 @@ def main(job_path: str) -> None:
     _die_with(job["parent"])
     from stages import STAGES
 
-    stage = STAGES[job["stage"]]
+    stage, memory = STAGES[job["stage"]], job["memory"]
     with os.fdopen(int(os.environ.pop("TRTFORGE_PIPE")), "w") as pipe:
 
         def say(message: Mapping[str, Any]) -> None:
             pipe.write(json.dumps(message) + "\n")
             pipe.flush()
 
+        given = Job(
+            config=restored(stage.config, job["config"]),
+            inputs={name: [Path(path) for path in paths] for name, paths in job["inputs"].items()},
+            facts=job["facts"],
+            out=Path(job["out"]),
+            progress=lambda phase, fraction: say({"phase": phase, "fraction": fraction}),
+            memory=memory and Memory([Path(path) for path in memory["known"]], Path(memory["learnt"])),
+        )
+        run = partial(stage.run, given)
         try:
-            metrics = stage.run(
-                Job(
-                    config=restored(stage.config, job["config"]),
-                    inputs={name: [Path(path) for path in paths] for name, paths in job["inputs"].items()},
-                    facts=job["facts"],
-                    out=Path(job["out"]),
-                    progress=lambda phase, fraction: say({"phase": phase, "fraction": fraction}),
-                )
-            )
+            metrics = repeatable.in_own_thread(run) if stage.by_address else run()
         except StageError as error:
             say({"error": error.what, "next_step": error.next_step})
             if DEBUG in os.environ:

@@ -163,7 +163,11 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     """Prints what `inspect` found, one line per field."""
     screen = console()
     for name, value in found.items():
-        if isinstance(value, Mapping):
+        if name == "operations" and value is not None:
+            screen.print(f"{name}:", highlight=False)
+            for operation in value:
+                screen.print(f"  {_operation(operation)}", markup=False, highlight=False, soft_wrap=True)
+        elif isinstance(value, Mapping):
             screen.print(f"{name}:", markup=False, highlight=False)
             for inner, content in value.items():
                 if name == "metrics" and inner == "passes":
@@ -172,6 +176,12 @@ def print_inspection(found: Mapping[str, Any]) -> None:
                 screen.print(f"  {inner}: {_plain(content)}", markup=False, highlight=False, soft_wrap=True)
         else:
             screen.print(f"{name}: {_plain(value)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _operation(operation: Mapping[str, Any]) -> str:
+    """Of a plan: `corrltn conv1: int8 int8 float -> int32`."""
+    reads, writes = (" ".join(operation[name]) or "nothing" for name in ("reads", "writes"))
+    return f"{operation['kind']} {operation['name']}: {reads} -> {writes}"
 
 
 def _print_passes(passes: Sequence[Mapping[str, Any]]) -> None:
@@ -244,11 +254,23 @@ def _file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         head = file.read(4)
     if head in PLAN_MAGIC:
-        header = asdict(plan.read(path))
-        operations = plan_graph.read(path) if plan_graph.is_there(path) else None
-        weighted = None if operations is None else plan_graph.counts(operations)
-        return {"kind": "plan", "path": str(path), **header, "weighted": weighted}
+        return {"kind": "plan", "path": str(path), **asdict(plan.read(path)), **_graph(path)}
     return {"kind": "onnx", "path": str(path), "bytes": path.stat().st_size, **_signature(path)}
+
+
+def _graph(path: Path) -> dict[str, Any]:
+    """What the graph of the first optimization profile says, and how many graphs there are."""
+    reason = plan_graph.why_unreadable(path)
+    if reason:
+        return {"graph_unread_reason": reason, "graphs": None, "weighted": None, "operations": None}
+    graphs = plan_graph.read(path)
+    return {
+        "graph_unread_reason": None,
+        "graphs": len(graphs),
+        "memory_budget_bytes": graphs[0].memory_budget_bytes,
+        "weighted": plan_graph.counts(graphs[0].operations),
+        "operations": [asdict(operation) for operation in graphs[0].operations],
+    }
 
 
 def _signature(path: Path) -> dict[str, Any]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
+from artifacts.digest import cores
 from pipelines.errors import InterruptedBuildError
 from pipelines.execute import Outcome
 from pipelines.graph import Node
 from pipelines.reporting import Reporter
 from pipelines.session import Session
 
-AT_ONCE = os.cpu_count() or 1
+AT_ONCE = cores()
 """A builder uses one core (measured for TensorRT-RTX: CPU time is wall time), so one node for each."""
 
 

@@ -132,7 +132,7 @@ def explain(session: Session, name: str, origins: Origins) -> Explanation:
         after=side,
         differences=found.differences if found else (),
         first=_first(session, outcome.node),
-        needless=_needless(origins.overrides),
+        needless=_needless(origins.overrides, outcome.node),
     )
 
 
@@ -174,9 +174,12 @@ def print_explanation(explained: Explanation) -> None:
     print("\n".join(f"  {line}" for line in told) if told else "  no difference: both ask the same")
 
 
-def _needless(overrides: Sequence[str]) -> dict[str, str]:
+def _needless(overrides: Sequence[str], node: Node) -> dict[str, str]:
     keys = {line: line.lstrip("+~").partition("=")[0] for line in overrides}
-    return {line: reason for line, key in keys.items() if (reason := why_not_keyed(key))}
+    facts = node.target.facts if node.target else {}
+    idle = node.stage.without_effect(node.config, facts)
+    reasons = {f"steps.{node.step}.config.{path}": f"without effect on {facts['backend']}" for path in idle}
+    return {line: reason for line, key in keys.items() if (reason := why_not_keyed(key) or reasons.get(key))}
 
 
 def _history(key: str | None, made: Mapping[str, Any]) -> str:

@@ -6,20 +6,23 @@ its own, since TensorRT may crash, abort or be killed; its stderr is the step's 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import backends, knobs, network, plan, profiles, settings
+from stages import backends, fake_quant, knobs, network, plan, profiles, settings, timing_cache
 from stages.build_config import BuildConfig
-from stages.builder_log import build_error, config_error, make_logger
-from stages.gpus import gpus, use
-from stages.stage import JSON, Job, Metrics, Progress, Stage, StageError
+from stages.builder_log import build_error, config_error, make_logger, plain, start
+from stages.gpus import capabilities, gpus, use
+from stages.stage import JSON, Job, Memory, Metrics, Progress, Remembers, Stage, StageError
 
 _REFIT = ("refit", "refittable_weights", "strip_plan")
 """Settings of a plan that weights can be put into."""
+
+_LENIENT = "allow_fake_quant"
 
 
 def build(job: Job[BuildConfig]) -> Metrics:
@@ -27,12 +30,13 @@ def build(job: Job[BuildConfig]) -> Metrics:
 
     Returns:
         Metrics: `plan_bytes`, `layers`, `compute_capabilities`, `backend_version`, `refittable`, `refit_reason` (why a
-        refittable plan was asked for and not made), `without_effect` (settings that change nothing on this backend) and
-        `seconds` of `parse` and `build`.
+        refittable plan was asked for and not made), `without_effect` (settings that change nothing on this backend),
+        `timing_cache` (as `stages.timing_cache.write` returns it; null where there is none), `seconds` of `parse` and
+        `build`, and what `fake_quant.checked` says of the plan.
 
     Raises:
         StageError: The backend is missing or of another version, cannot build for the target, does not take the model
-            or a setting; or the plan it made is not for the target.
+            or a setting; or the plan it made is not for the target, or computes in float what the model has quantized.
     """
     facts, config = job.facts, job.config
     backend, compute_capability = facts["backend"], facts["compute_capability"]
@@ -41,6 +45,7 @@ def build(job: Job[BuildConfig]) -> Metrics:
     refit_reason = backends.why_not_refittable(backend, compute_capability, gpus()) if config.refittable else None
     plugins = job.inputs.get("plugins", ())
     values = _values(config, backend, plugins, refittable=config.refittable and refit_reason is None)
+    values = _held_to_timings(values, config, job.memory)
     needless = without_effect(config, facts)
     if needless:
         print(f"[WARNING] {backend} takes these settings without effect: {', '.join(needless)}", file=sys.stderr)
@@ -51,20 +56,24 @@ def build(job: Job[BuildConfig]) -> Metrics:
     network.load_plugins(builder.builder.get_plugin_registry(), plugins)
     seconds = {"parse": _timed(lambda: builder.parse(model, facts["profiles"]))}
     builder.configure(values)
+    attached = builder.attach(job.memory, bool(values.get("error_on_miss"))) if job.memory else None
     destination = job.out / "model.plan"
     seconds["build"] = _timed(lambda: builder.write_plan(destination))
+    measured = timing_cache.write(builder.config, attached, job.memory) if job.memory and attached else None
 
     header = plan.read(destination)
     plan.check(header, backend, facts["backend_version"], compute_capability)
     return {
         "plan_bytes": header.bytes,
         "layers": builder.network.num_layers,
-        "compute_capabilities": list(header.compute_capabilities) or [compute_capability],
+        "compute_capabilities": list(header.compute_capabilities or capabilities(compute_capability)),
         "backend_version": header.version,
         "refittable": config.refittable and refit_reason is None,
         "refit_reason": refit_reason,
         "without_effect": needless,
+        "timing_cache": measured,
         "seconds": seconds,
+        **fake_quant.checked(model.content, destination, compute_capability, config.allow_fake_quant),
     }
 
 
@@ -78,13 +87,36 @@ def require_had(config: BuildConfig, facts: Mapping[str, Any]) -> None:
 
 
 def keyed(config: BuildConfig, facts: Mapping[str, Any]) -> dict[str, JSON]:
-    """What of `config` changes the plan of the target that the facts describe, by the knobs' paths."""
-    return knobs.effective(config, facts["backend"])
+    """What of `config` changes the plan of the target that the facts describe, by the knobs' paths.
+
+    And whether it is held to its model: what was taken without is no answer to who asks for it.
+    """
+    lenient = {_LENIENT: True} if config.allow_fake_quant and _is_held(facts) else {}
+    return {**knobs.keyed(config, facts["backend"]), **lenient}
 
 
 def without_effect(config: BuildConfig, facts: Mapping[str, Any]) -> list[str]:
     """The paths of the settings that change nothing on the target's backend."""
-    return knobs.without_effect(config, facts["backend"])
+    needless = [_LENIENT] if config.allow_fake_quant and not _is_held(facts) else []
+    return [*knobs.without_effect(config, facts["backend"]), *needless]
+
+
+def facts_seen(config: BuildConfig, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The facts without the GPU's name, where the plan is one that other models of GPU run as well."""
+    level = knobs.effective(config, facts["backend"]).get("hardware_compatibility_level", "none")
+    return facts if level == "none" else {**facts, "gpu": None}
+
+
+def remembers(config: BuildConfig, facts: Mapping[str, Any]) -> Remembers:
+    """Whom a build shares its timing cache with; pinned tactics are those of one plan."""
+    unused = config.disable_timing_cache or config.optimization_level == 0  # level 0 does without, whatever is attached
+    if unused or not backends.find(facts["backend"]).has_timing_cache:
+        return "nothing"
+    return "key" if config.pin_tactics else "gpu"
+
+
+def _is_held(facts: Mapping[str, Any]) -> bool:
+    return backends.find(facts["backend"]).plans_hold_graph
 
 
 def _values(config: BuildConfig, backend: str, plugins: Sequence[Path], refittable: bool) -> dict[str, Any]:
@@ -97,6 +129,13 @@ def _values(config: BuildConfig, backend: str, plugins: Sequence[Path], refittab
     if names := values.get("plugins_to_serialize"):
         values["plugins_to_serialize"] = [_library(name, plugins) for name in names]
     return values
+
+
+def _held_to_timings(values: Mapping[str, Any], config: BuildConfig, memory: Memory | None) -> dict[str, Any]:
+    """`values` with what `error_on_miss` means where tactics are pinned: the first build of a plan has to time them."""
+    if not values.get("pin_tactics") or memory is None:
+        return dict(values)
+    return {**values, "error_on_miss": bool(memory.known) and config.error_on_miss is not False}
 
 
 def _library(name: str, plugins: Sequence[Path]) -> str:
@@ -135,7 +174,7 @@ class _Builder:
         self.backend = backend
         self.compute_capability = compute_capability
         self.logger = make_logger(trt)
-        self.builder = trt.Builder(self.logger)
+        self.builder = start(trt.Builder, self.logger, self.logger.noise)
         self.network = self.builder.create_network(network.strongly_typed(trt))
         # Unnamed networks of one builder are numbered, and the number stands in the plan.
         self.network.name = "model"
@@ -148,34 +187,49 @@ class _Builder:
         self.kept.append(model)
         network.parse(self.parser, self.network, model)
         inputs = [self.network.get_input(index) for index in range(self.network.num_inputs)]
-        for tensor in inputs:
-            _refuse_shape_tensor(tensor)
         shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
         found = profiles.profiles_of(profiles_fact)
         profiles.check(found, shapes)
-        if any(-1 in shape for shape in shapes.values()):
+        held = profiles.shape_tensors(found)
+        _check_shape_tensors(inputs, held, [profile.name for profile in found] or ["default"])
+        if held or any(-1 in shape for shape in shapes.values()):
             for profile in found:
                 self._add_profile(profile)
 
     def _add_profile(self, profile: profiles.Profile) -> None:
         optimization = self.builder.create_optimization_profile()
         self.kept.append(optimization)
-        for name, shapes in profile.ranges.items():
-            optimization.set_shape(name, shapes.min, shapes.opt, shapes.max)
+        for name, given in profile.ranges.items():
+            ends, of = (given.min, given.opt, given.max), optimization
+            write, read = (of.set_shape_input, of.get_shape_input) if given.values else (of.set_shape, of.get_shape)
+            write(name, *ends)
+            if (got := tuple(map(tuple, read(name)))) != ends:
+                raise config_error(f"profile {profile.name!r}, {name!r}", ends, got, self.backend, self.logger.errors)
         if self.config.add_optimization_profile(optimization) < 0:
-            raise StageError(f"TensorRT refuses profile {profile.name!r}: {'; '.join(self.logger.errors)}")
+            said = "; ".join(map(plain, self.logger.errors)) or "it gives no reason"
+            hint = "correct its shapes (model.dims, model.profiles): min <= opt <= max, each such as the model takes"
+            raise StageError(f"TensorRT refuses profile {profile.name!r}: {said}", hint)
 
     def configure(self, values: Mapping[str, Any]) -> None:
         trt, config = self.trt, self.config
         if backends.find(self.backend).takes_compute_capability:
-            target = getattr(trt.ComputeCapability, backends.enum_name(self.compute_capability))
-            config.num_compute_capabilities = 1
-            config.set_compute_capability(target, 0)
-            got = config.get_compute_capability(0)
-            if got != target:
-                raise config_error("compute_capability", target, got, self.backend, self.logger.errors)
+            names = [backends.enum_name(each) for each in capabilities(self.compute_capability)]
+            wanted = [getattr(trt.ComputeCapability, name) for name in names]
+            config.num_compute_capabilities = len(wanted)
+            for index, each in enumerate(wanted):
+                config.set_compute_capability(each, index)
+            got = [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)]
+            if got != wanted:
+                raise config_error("compute_capability", wanted, got, self.backend, self.logger.errors)
         settings.apply(settings.Objects(trt, self.network, config, self.logger.errors, self.backend), values)
         config.progress_monitor = self.monitor
+
+    def attach(self, memory: Memory, strict: bool) -> timing_cache.Attached:
+        attached = timing_cache.attach(self.config, self.logger, memory, self.backend)
+        self.kept.append(attached)
+        if strict:
+            timing_cache.require_taken(attached, memory)
+        return attached
 
     def write_plan(self, destination: Path) -> None:
         plan_bytes = self.builder.build_serialized_network(self.network, self.config)
@@ -217,11 +271,25 @@ def _monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _refuse_shape_tensor(tensor: Any) -> None:
-    if tensor.is_shape_tensor:
+def _check_shape_tensors(inputs: Sequence[Any], held: set[str], names: Sequence[str]) -> None:
+    """Holds the inputs that the network takes shapes from to those that have values in the profiles of these names."""
+    taken = {tensor.name: math.prod(tensor.shape) for tensor in inputs if tensor.is_shape_tensor}
+    without = {name: count for name, count in taken.items() if name not in held}
+    if without:
+        told = ", ".join(f"{name!r} ({count} number{'s' * (count > 1)})" for name, count in without.items())
+        typed = [
+            profiles.override(profile, name, dict.fromkeys(("min", "opt", "max"), [1] * count), values=True)
+            for profile in names
+            for name, count in without.items()
+        ]
         raise StageError(
-            f"input {tensor.name!r} holds a shape, and a profile gives shapes of inputs, not their values",
-            "fix its value in the model: export it with a constant shape",
+            f"the model takes shapes from {told}, and no profile says between which values they lie",
+            f"give them: {' '.join(typed)}",
+        )
+    for name in sorted(held - taken.keys()):
+        raise StageError(
+            f"the profiles give values of input {name!r}, and the network takes no shape from it",
+            "leave it out of model.profiles: an input of a fixed shape needs no profile",
         )
 
 
@@ -233,7 +301,7 @@ def _timed(work: Callable[[], None]) -> float:
 
 STAGE = Stage(
     name="build",
-    version=2,
+    version=3,
     config=BuildConfig,
     run=build,
     inputs=("onnx",),
@@ -245,4 +313,8 @@ STAGE = Stage(
     keyed=keyed,
     without_effect=without_effect,
     refuse=require_had,
+    facts_seen=facts_seen,
+    remembers=remembers,
+    uses_gpu=True,
+    by_address=True,
 )

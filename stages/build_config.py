@@ -129,8 +129,13 @@ class BuildConfig:
         plugins_to_serialize: File names out of `model.plugins` whose libraries the plan carries.
         disable_compilation_cache: Whether code compiled for one layer is not used again for the next.
         disable_timing_cache: Whether timings of one layer are not used again for the next.
+        pin_tactics: Whether the timings behind the plan's tactics are kept with it, so that it is built again with the
+            same ones.
+        error_on_miss: Whether a build fails that needs a timing it has not; null: only where `pin_tactics` has kept
+            those of an earlier build of this plan.
         monitor_memory: Whether the log says what memory the build takes.
         debug: Whether the builder synchronizes after each layer, to find the one that fails.
+        allow_fake_quant: Whether a plan is taken that computes quantized convolutions or matrix products in float.
     """
 
     optimization_level: int | None = None
@@ -169,8 +174,11 @@ class BuildConfig:
     plugins_to_serialize: list[str] = field(default_factory=list)
     disable_compilation_cache: bool | None = None
     disable_timing_cache: bool | None = None
+    pin_tactics: bool | None = None
+    error_on_miss: bool | None = None
     monitor_memory: bool | None = None
     debug: bool | None = None
+    allow_fake_quant: bool = False
 
     def __post_init__(self) -> None:
         require_between(self, 0, 5, "optimization_level")
@@ -197,6 +205,10 @@ class BuildConfig:
         require(
             not lean or bool(self.version_compatible), "exclude_lean_runtime", lean, "with version_compatible: true"
         )
+        timed = not self.disable_timing_cache and self.optimization_level != 0
+        needs = "with a timing cache, which disable_timing_cache: true and optimization_level: 0 do without"
+        for key in ("pin_tactics", "error_on_miss"):
+            require(timed or not getattr(self, key), key, getattr(self, key), needs)
         weights, individual = self.refittable_weights, self.refit == "individual"
         require(
             bool(weights) == individual, "refittable_weights", weights, "names, with refit: individual and only then"

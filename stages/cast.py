@@ -146,4 +146,5 @@ STAGE = Stage(
     outputs={"onnx": "model.onnx"},
     tools=("onnx", "onnxruntime", "numpy"),
     precisions=precisions,
+    keeps_fp32=lambda config: False,
 )

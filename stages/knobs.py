@@ -81,6 +81,7 @@ class Knob:
         rtx: How it stands on `tensorrt_rtx`.
         tensorrt: How it stands on `tensorrt`.
         enum: The class of a `WORD`'s members.
+        only_fails: Whether all that it can do is to fail a build: it is part of no key.
     """
 
     path: str
@@ -89,6 +90,7 @@ class Knob:
     rtx: Standing
     tensorrt: Standing
     enum: str = ""
+    only_fails: bool = False
 
     def on(self, backend: str) -> Standing:
         """How it stands on the backend."""
@@ -104,6 +106,7 @@ _TAKEN = Standing()
 _WITHOUT = Standing(Effect.WITHOUT)
 _NO_DLA = Standing(Effect.LACKING, why="it has no DLA")
 _NO_SAFETY = Standing(Effect.LACKING, why="it has the standard runtime only")
+_NO_TIMING = Standing(Effect.WITHOUT, why="it times no tactics while it builds")
 _NO_PLUGINS = Standing(Effect.LACKING, why="it has no plugins")
 
 
@@ -206,6 +209,15 @@ KNOBS: tuple[Knob, ...] = (
     _attribute("plugins_to_serialize", Kind.VALUE, _NO_PLUGINS),
     _flag("disable_compilation_cache", _WITHOUT),
     _flag("disable_timing_cache", _WITHOUT),
+    Knob("pin_tactics", Kind.FLAG, ("BuilderFlag.EDITABLE_TIMING_CACHE",), _NO_TIMING, _TAKEN),
+    Knob(
+        "error_on_miss",
+        Kind.FLAG,
+        ("BuilderFlag.ERROR_ON_TIMING_CACHE_MISS",),
+        _NO_TIMING,
+        _TAKEN,
+        only_fails=True,
+    ),
     _flag("monitor_memory", _WITHOUT),
     _flag("debug", _WITHOUT),
 )
@@ -214,7 +226,6 @@ _TYPED = "networks are strongly typed: precision is what the ONNX says"
 _READ = "reads what a knob sets"
 _PROFILES = "model.profiles and model.dims make the optimization profiles"
 _TARGET = "the target says what is built for"
-_TIMING = "acts on a timing cache that outlives the build, and a build has none yet"
 _ANOTHER = "another name of a knob: "
 
 NOT_KNOBS: Mapping[str, str] = {
@@ -241,9 +252,7 @@ NOT_KNOBS: Mapping[str, str] = {
     "IBuilderConfig.all_build_routes": "asks, and sets nothing",
     "IBuilderConfig.*_compute_capability": _TARGET,
     "IBuilderConfig.num_compute_capabilities": _TARGET,
-    "IBuilderConfig.*_timing_cache": _TIMING,
-    "BuilderFlag.EDITABLE_TIMING_CACHE": _TIMING,
-    "BuilderFlag.ERROR_ON_TIMING_CACHE_MISS": _TIMING,
+    "IBuilderConfig.*_timing_cache": "reads and writes the timing cache, which the store keeps",
     "BuilderFlag.FP16": _TYPED,
     "BuilderFlag.BF16": _TYPED,
     "BuilderFlag.FP8": _TYPED,
@@ -270,8 +279,13 @@ def given(config: BuildConfig) -> dict[str, Any]:
 
 
 def effective(config: BuildConfig, backend: str) -> dict[str, Any]:
-    """What of `given` changes what the backend makes: what is set on it, and what of `config` is part of a key."""
+    """What of `given` has an effect on the backend: what is set on it."""
     return {path: value for path, value in given(config).items() if find(path).on(backend).effect is Effect.TAKEN}
+
+
+def keyed(config: BuildConfig, backend: str) -> dict[str, Any]:
+    """What of `config` changes the plans that the backend makes, and so is part of their keys."""
+    return {path: value for path, value in effective(config, backend).items() if not find(path).only_fails}
 
 
 def without_effect(config: BuildConfig, backend: str) -> list[str]:

@@ -28,10 +28,12 @@ class Model:
     Attributes:
         content: The serialized model without the weights that lie in external files.
         weights: These, as ONNX stores them, by name; mapped, not read.
+        custom: Operators of domains that are not ONNX's, `acme::Foo`, by the name of their node.
     """
 
     content: bytes
     weights: Mapping[str, npt.NDArray[np.uint8]]
+    custom: Mapping[str, str]
 
 
 def read_model(paths: Sequence[Path]) -> Model:
@@ -48,7 +50,9 @@ def read_model(paths: Sequence[Path]) -> Model:
     name_dimensions(model)
     onnx_file.require_one_file(model, "the model without its external data")
     external = [tensor for tensor in model.graph.initializer if onnx_data.is_external(tensor)]
-    return Model(model.SerializeToString(), {tensor.name: onnx_data.mapped(tensor) for tensor in external})
+    weights = {tensor.name: onnx_data.mapped(tensor) for tensor in external}
+    nodes = (node for node in onnx_file.walk(model.graph.node) if node.name and node.domain not in ("", "ai.onnx"))
+    return Model(model.SerializeToString(), weights, {node.name: f"{node.domain}::{node.op_type}" for node in nodes})
 
 
 def name_dimensions(model: onnx.ModelProto) -> None:
@@ -72,7 +76,7 @@ def parse(parser: Any, network: Any, model: Model) -> None:
     """
     load(parser, model)
     if not parser.parse_model_proto():
-        raise parser_error(parser)
+        raise parser_error(parser, model)
     if network.num_outputs == 0 or network.num_layers == 0:
         raise StageError(
             f"the model gives a network of {network.num_layers} layers and {network.num_outputs} outputs",
@@ -87,16 +91,16 @@ def load(parser: Any, model: Model) -> None:
         StageError: The parser cannot read it, or refuses a weight.
     """
     if not parser.load_model_proto(model.content):
-        raise parser_error(parser)
+        raise parser_error(parser, model)
     for name, values in model.weights.items():
         if not parser.load_initializer(name, values.ctypes.data, values.nbytes):
-            raise parser_error(parser)
+            raise parser_error(parser, model)
 
 
-def parser_error(parser: Any) -> StageError:
+def parser_error(parser: Any, model: Model) -> StageError:
     """All errors of an `OnnxParser` or `OnnxParserRefitter` in one line."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    said = list(dict.fromkeys(_describe(error) for error in errors)) or ["it gives no reason"]
+    said = list(dict.fromkeys(_describe(error, model.custom) for error in errors)) or ["it gives no reason"]
     more = f"; and {len(said) - _MOST_NODES_NAMED} more" if len(said) > _MOST_NODES_NAMED else ""
     return StageError(
         f"TensorRT cannot take this model: {'; '.join(said[:_MOST_NODES_NAMED])}{more}",
@@ -156,9 +160,10 @@ def _code(error: Any) -> str:
     return str(error.code()).rpartition(".")[2]
 
 
-def _describe(error: Any) -> str:
+def _describe(error: Any, custom: Mapping[str, str]) -> str:
     reason, code = reason_of(error), _code(error)
     if not error.node_operator():
         return f"{code}: {reason}"
     name = error.node_name() or f"number {error.node()}"
-    return f"operator {error.node_operator()} (node {name!r}): {reason}"
+    operator = custom.get(error.node_name()) or error.node_operator()
+    return f"operator {operator} (node {name!r}): {reason}"

@@ -25,7 +25,7 @@ offset bytes field
 64     24    for each section: tag, offset, size
 ====== ===== =========================================
 
-Integers are little-endian.
+Integers are little-endian. Of a TensorRT-RTX whose layout nobody has read off yet, only tag and version are read.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages import backends
+from stages.gpus import capabilities
 from stages.stage import StageError
 
 HEADER_BYTES = 64
@@ -52,9 +53,27 @@ CAPABILITY_BITS: Mapping[int, str] = {
     0x40: "other",
 }
 
+LAYOUT_KNOWN = "1.7"
+"""The TensorRT-RTX whose plans lie as the table says; others may lie otherwise."""
+
 _SECTION = struct.Struct("<8sQQ")
 _MOST_SECTIONS = 64
 """Two have been seen; a header that claims more than this is damaged."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a plan of TensorRT-RTX.
+
+    Attributes:
+        tag: `NGNE`, the operations and kernels, or `THGW`, the weights.
+        offset: Where it begins, in bytes.
+        bytes: How long it is.
+    """
+
+    tag: str
+    offset: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,8 @@ class PlanHeader:
         compute_capabilities: Those it was built for; empty where the header does not say (TensorRT).
         bytes: The size of the plan.
         weight_bytes: The weights' share of it; None where the header does not say (TensorRT).
+        sections: Its parts; none where the header does not say (TensorRT).
+        unknown: What of the header was not read, and why; None where all of it was.
     """
 
     backend: str
@@ -74,6 +95,8 @@ class PlanHeader:
     compute_capabilities: tuple[str, ...]
     bytes: int
     weight_bytes: int | None
+    sections: tuple[Section, ...] = ()
+    unknown: str | None = None
 
 
 def read(path: Path) -> PlanHeader:
@@ -87,6 +110,13 @@ def read(path: Path) -> PlanHeader:
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES + _MOST_SECTIONS * _SECTION.size)
     return parse(head, path.stat().st_size, str(path))
+
+
+def content(path: Path, section: Section) -> bytes:
+    """The bytes of one section of the plan at `path`."""
+    with path.open("rb") as file:
+        file.seek(section.offset)
+        return file.read(section.bytes)
 
 
 def parse(head: bytes, size: int, where: str = "plan") -> PlanHeader:
@@ -107,7 +137,7 @@ def check(header: PlanHeader, backend: str, version: str, compute_capability: st
     """Holds a plan against the target it is meant for.
 
     Raises:
-        StageError: It was built by another backend or version, or for another capability.
+        StageError: It was built by another backend or version, or not for every capability of the target.
     """
     built_by = f"plan was built by {header.backend} {header.version}"
     again = "build it again for this target: trtforge build"
@@ -115,13 +145,18 @@ def check(header: PlanHeader, backend: str, version: str, compute_capability: st
         raise StageError(f"{built_by}, the target takes {backend} {version}", again)
     if not backends.same_version(header.version, version):
         raise StageError(f"{built_by}, the target takes {version}: plans do not cross versions", again)
-    if header.compute_capabilities and compute_capability not in header.compute_capabilities:
-        built_for = ", ".join(map(_sm, header.compute_capabilities))
-        raise StageError(f"plan was built for {built_for}, the target is {_sm(compute_capability)}", again)
+    wanted = capabilities(compute_capability)
+    if header.compute_capabilities and not set(wanted) <= set(header.compute_capabilities):
+        built_for, target = (", ".join(map(_sm, each)) for each in (header.compute_capabilities, wanted))
+        raise StageError(f"plan was built for {built_for}, the target is {target}", again)
 
 
 def _rtx(head: bytes, size: int, where: str) -> PlanHeader:
-    sections, claimed = struct.unpack_from("<QQ", head, 8)
+    version = _version(head, where)
+    if not version.startswith(f"{LAYOUT_KNOWN}."):
+        unknown = f"the layout of TensorRT-RTX {version}'s plans is not known, only that of {LAYOUT_KNOWN}"
+        return PlanHeader("tensorrt_rtx", version, (), size, None, unknown=unknown)
+    count, claimed = struct.unpack_from("<QQ", head, 8)
     (mask,) = struct.unpack_from("<I", head, 32)
     (weight_bytes,) = struct.unpack_from("<Q", head, 56)
     if head[28:32] != b"vtrt":
@@ -130,8 +165,8 @@ def _rtx(head: bytes, size: int, where: str) -> PlanHeader:
         raise _damaged(where, f"the header at offset 16 says {claimed} bytes, the plan has {size}")
     if weight_bytes > size:
         raise _damaged(where, f"the header at offset 56 says {weight_bytes} bytes of weights, the plan has {size}")
-    _check_sections(head, sections, size, where)
-    return PlanHeader("tensorrt_rtx", _version(head, where), _capabilities(mask, where), size, weight_bytes)
+    sections = _sections(head, count, size, where)
+    return PlanHeader("tensorrt_rtx", version, _capabilities(mask, where), size, weight_bytes, sections)
 
 
 def _tensorrt(head: bytes, size: int, where: str) -> PlanHeader:
@@ -155,18 +190,20 @@ def _capabilities(mask: int, where: str) -> tuple[str, ...]:
     return tuple(name for bit, name in CAPABILITY_BITS.items() if mask & bit)
 
 
-def _check_sections(head: bytes, sections: int, size: int, where: str) -> None:
-    if not 1 <= sections <= _MOST_SECTIONS:
-        raise _damaged(where, f"the header at offset 8 says {sections} sections")
-    end = HEADER_BYTES + sections * _SECTION.size
+def _sections(head: bytes, count: int, size: int, where: str) -> tuple[Section, ...]:
+    if not 1 <= count <= _MOST_SECTIONS:
+        raise _damaged(where, f"the header at offset 8 says {count} sections")
+    end = HEADER_BYTES + count * _SECTION.size
     if len(head) < end:
-        raise _damaged(where, f"truncated: the table of {sections} sections ends at {end}, the plan at {size}")
-    for index in range(sections):
-        at = HEADER_BYTES + index * _SECTION.size
+        raise _damaged(where, f"truncated: the table of {count} sections ends at {end}, the plan at {size}")
+    found = []
+    for at in range(HEADER_BYTES, end, _SECTION.size):
         tag, offset, length = _SECTION.unpack_from(head, at)
+        name = tag.rstrip(b"\0")
         if offset < end or offset + length > size:
-            name = tag.rstrip(b"\0")
             raise _damaged(where, f"section {name!r} at {at} claims bytes {offset} to {offset + length} of {size}")
+        found.append(Section(name.decode(errors="replace"), offset, length))
+    return tuple(found)
 
 
 def _damaged(where: str, what: str) -> StageError:

@@ -1,35 +1,62 @@
 """Reads the graph that a TensorRT-RTX plan holds as text: which operations run, and in which types they read and write.
 
-Undocumented; read off the plans of 1.7.1.116. After `descriptors {` stands a line `tensor={ … name="x" … type=int8 }`
-for each tensor, after `main {` one for each operation:
+Undocumented; read off the plans of 1.7.1.116. Within the section `NGNE` there is a text for each optimization profile:
 
-    corrltn={ name="conv1" output={"y" } input={"x" "w" "scale" } …
+====== ===== ==============================================
+offset bytes field
+====== ===== ==============================================
+0      4     `NLYM`
+8      8     length of the text, which follows
+====== ===== ==============================================
+
+The text begins with `header {`, where the version of this layout and the memory budget stand. After `descriptors {`
+there is a line `tensor={ … name="x" … type=int8 }` for each tensor, after `main {` one for each operation:
+
+    corrltn={ name="conv1" output={"y" } input={"x" "w" "scale" } … layers="[ONNX Layer: conv1] [ONNX Layer: x_dq]" }
     function={ name=__myl_MulReluCast … input_args={ "y" "scale" } … output_args={ "z" } …
 
 `corrltn` is a convolution, `deconvolution` a transposed one, `fully_connected` a matrix product; a `function` is a
-kernel fused of what its name abbreviates, `_gemm_mha_v2` a whole attention.
+kernel fused of what its name abbreviates, `_gemm_mha_v2` a whole attention. `layers` are the ONNX nodes in it, with the
+character 1F between them; a node that the ONNX file does not name goes by `node_of_` and its first output. A
+`runtime_fusion` has a text of its own, too, which names no memory budget and is not read: what it reads stands outside.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages import plan
+from stages.plan import PlanHeader
 from stages.stage import StageError
 
-WEIGHTED = ("corrltn", "deconvolution", "fully_connected", "runtime_fusion")
-"""Convolutions and matrix products."""
+FACTORS_FIRST = ("corrltn", "deconvolution", "fully_connected")
+"""Convolutions and matrix products that read their two factors before all else."""
+
+WEIGHTED = (*FACTORS_FIRST, "runtime_fusion")
+"""And those fused with what comes before and after, which read in any order."""
 
 ATTENTION = "_gemm_mha"
 
-_START = b"\ndescriptors {"
+LAYOUT = 5
+"""The version of the text that is known."""
+
+_SECTION = "NGNE"
+_TAG = b"NLYM"
+_HEAD = struct.Struct("<4s4xQ")
+_LAYOUT = re.compile(rb"\Aheader \{\n  version = (\d+)$", re.MULTILINE)
+_MEMORY_BUDGET = re.compile(rb"^  memory_budget = (\d+)$", re.MULTILINE)
 _TENSOR = re.compile(rb'^  (?:sub_)?tensor=\{.*?\bname="([^"\n]+)".*\btype=(\w+) \}', re.MULTILINE)
-_OPERATION = re.compile(rb'^  (\w+)=\{ name="?([^"\s]+)"?([^\n]*)', re.MULTILINE)
-_READS = re.compile(rb"\binput(?:_args)?=\{([^{}\n]*)\}")
-_WRITES = re.compile(rb"\boutput(?:_args)?=\{([^{}\n]*)\}")
+_OPERATION = re.compile(rb'^  (\w+)=\{ name=(?:"([^"\n]*)"|(\S+))([^\n]*)', re.MULTILINE)
+_READS = re.compile(rb'\binput(?:_args)?=\{((?: ?"[^"\n]*")*) \}')
+_WRITES = re.compile(rb'\boutput(?:_args)?=\{((?: ?"[^"\n]*")*) \}')
 _NAME = re.compile(rb'"([^"]+)"')
+_NODES = re.compile(rb'\blayers="\[ONNX Layer: ([^\n]*)\]"')
+_BETWEEN_NODES = "]\x1f[ONNX Layer: "
 
 
 @dataclass(frozen=True)
@@ -41,12 +68,14 @@ class Operation:
         name: Of a convolution or matrix product the ONNX node's, of a function what it is fused of.
         reads: The types of its inputs, in order: `int8`, `fp8_e4m3`, `half`, `float`, …; `?` for an unknown one.
         writes: The types of its outputs.
+        nodes: The ONNX nodes that it computes, whole or in part, as the plan calls them.
     """
 
     kind: str
     name: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
 
     @property
     def is_weighted(self) -> bool:
@@ -54,32 +83,44 @@ class Operation:
         return self.kind in WEIGHTED or self.name.startswith(ATTENTION)
 
 
-def is_there(path: Path) -> bool:
-    """Whether the plan at `path` holds its graph as text."""
-    data = path.read_bytes()
-    return data.startswith(b"vtrt") and _START in data
+@dataclass(frozen=True)
+class Graph:
+    """What runs for one optimization profile.
+
+    Attributes:
+        memory_budget_bytes: The most device memory that it was allowed to take: the pool `workspace`, about.
+        operations: In the order in which they run.
+    """
+
+    memory_budget_bytes: int
+    operations: tuple[Operation, ...]
 
 
-def read(path: Path) -> list[Operation]:
-    """The operations of the plan at `path`, in the order in which they run.
+def why_unreadable(path: Path) -> str | None:
+    """Why the graph of the plan at `path` cannot be read; None where it can.
 
     Raises:
-        StageError: It holds no such graph: it is of TensorRT, or of another release.
+        StageError: The file is no plan, or a damaged one.
     """
-    data = path.read_bytes()
-    start = data.find(_START)
-    if not data.startswith(b"vtrt") or start < 0:
-        raise StageError(f"{path}: no graph to read in this plan", "only plans of TensorRT-RTX 1.7 hold theirs as text")
-    end = data.find(b"\nshape_main {", start)
-    text = data[start : None if end < 0 else end]
-    types = {name.decode(): kind.decode() for name, kind in _TENSOR.findall(text)}
-    return [
-        Operation(kind.decode(), name.decode(), _types(_READS, rest, types), _types(_WRITES, rest, types))
-        for kind, name, rest in _OPERATION.findall(text[text.find(b"\nmain {") :])
-    ]
+    header = plan.read(path)
+    return header.unknown or _why_unreadable(_texts(path, header))
 
 
-def counts(operations: list[Operation]) -> dict[str, dict[str, int]]:
+def read(path: Path) -> list[Graph]:
+    """The graphs of the plan at `path`: one for each optimization profile.
+
+    Raises:
+        StageError: The file is no plan, or a damaged one; or its graph cannot be read: `why_unreadable`.
+    """
+    header = plan.read(path)
+    texts = _texts(path, header)
+    reason = header.unknown or _why_unreadable(texts)
+    if reason:
+        raise StageError(f"{path}: {reason}", "look at the engine on a GPU, with TensorRT's engine inspector")
+    return [_graph(text) for text in texts]
+
+
+def counts(operations: Sequence[Operation]) -> dict[str, dict[str, int]]:
     """How many weighted operations of each kind read each type: `{"corrltn": {"int8": 16}}`."""
     found: dict[str, Counter[str]] = {}
     for operation in operations:
@@ -89,6 +130,62 @@ def counts(operations: list[Operation]) -> dict[str, dict[str, int]]:
     return {kind: dict(types) for kind, types in found.items()}
 
 
+def _texts(path: Path, header: PlanHeader) -> list[bytes]:
+    """The text of each graph; only the section that holds them is read, not the weights."""
+    sections = [section for section in header.sections if section.tag == _SECTION]
+    found = [text for section in sections for text in _texts_in(plan.content(path, section))]
+    # A layout that is not known may call the budget something else: then all are judged by their version.
+    return [text for text in found if _MEMORY_BUDGET.search(text)] or found
+
+
+def _texts_in(section: bytes) -> list[bytes]:
+    found, at = [], section.find(_TAG)
+    while 0 <= at <= len(section) - _HEAD.size:
+        _, length = _HEAD.unpack_from(section, at)
+        start, end = at + _HEAD.size, at + len(_TAG)
+        if section.startswith(b"header {", start) and start + length <= len(section):
+            found.append(section[start : start + length])
+            end = start + length
+        at = section.find(_TAG, end)
+    return found
+
+
+def _why_unreadable(texts: list[bytes]) -> str | None:
+    if not texts:
+        return "the plan holds no graph as text, as those of TensorRT-RTX 1.7 do"
+    for text in texts:
+        match = _LAYOUT.search(text)
+        if match is None or int(match[1]) != LAYOUT:
+            given = match[1].decode() if match else "?"
+            return f"the plan's graph has layout version {given}, and only {LAYOUT} is known"
+    return None
+
+
+def _graph(text: bytes) -> Graph:
+    budget = _MEMORY_BUDGET.search(text)
+    if budget is None:
+        raise StageError("the plan's graph names no memory budget", "build it again, or fetch it again")
+    end = text.find(b"\nshape_main {")
+    text = text[: None if end < 0 else end]
+    types = {_text(name): _text(kind) for name, kind in _TENSOR.findall(text)}
+    operations = tuple(
+        Operation(
+            _text(kind), _text(quoted or bare), _types(_READS, rest, types), _types(_WRITES, rest, types), _nodes(rest)
+        )
+        for kind, quoted, bare, rest in _OPERATION.findall(text[text.find(b"\nmain {") :])
+    )
+    return Graph(int(budget[1]), operations)
+
+
 def _types(pattern: re.Pattern[bytes], text: bytes, types: dict[str, str]) -> tuple[str, ...]:
     match = pattern.search(text)
-    return tuple(types.get(name.decode(), "?") for name in _NAME.findall(match[1])) if match else ()
+    return tuple(types.get(_text(name), "?") for name in _NAME.findall(match[1])) if match else ()
+
+
+def _nodes(text: bytes) -> tuple[str, ...]:
+    match = _NODES.search(text)
+    return tuple(_text(match[1]).replace('\\"', '"').split(_BETWEEN_NODES)) if match else ()
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, TypeAlias
 
 from stages import onnx_file, onnx_graph, onnx_shapes, quantization, sensitivity_table, tensor_ranges
@@ -49,6 +50,10 @@ PRECISIONS: Mapping[str, Format] = {
     "int8": Format(LEVELS, "INT8", 13),
     "fp8": Format(448, "FLOAT8E4M3FN", 19),  # OFP8 E4M3: S.1111.110 is 448, the largest finite value
 }
+
+
+FP8_MOST_PLACES = 32
+"""TensorRT-RTX 1.7.1 has no FP8 convolution whose kernel has more places: 4 x 8 reads FP8, 3 x 11 and 7 x 7 floats."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def quantize(job: Job[QuantizeConfig]) -> Metrics:
 
 
 def in_float(model: ModelProto, config: QuantizeConfig) -> set[str]:
-    """The labels of the nodes that the config's names and operators keep in float.
+    """The labels of the nodes that the config's names and operators keep in float, and its precision.
 
     Raises:
         StageError: A pattern or an operator that the model does not have.
@@ -138,6 +143,12 @@ def in_float(model: ModelProto, config: QuantizeConfig) -> set[str]:
     found |= {onnx_graph.label(node) for node in nodes if node.op_type in config.skip_ops}
     if config.only_ops:
         found |= {name for name, operator in weighted.items() if operator not in config.only_ops}
+    if config.precision == "fp8":
+        shapes = {name: tensor.dims for name, tensor in onnx_graph.constants(model.graph).items()}
+        convolutions = [node for node in nodes if node.op_type == "Conv"]
+        found |= {
+            onnx_graph.label(node) for node in convolutions if prod(shapes.get(node.input[1], ())[2:]) > FP8_MOST_PLACES
+        }
     return found
 
 
@@ -145,7 +156,7 @@ def _choice(config: QuantizeConfig) -> str:
     """The options that keep nodes in float, as the config has them."""
     names = ("skip", "only", "skip_ops", "only_ops", "skip_sensitive", "min_sqnr_db")
     given = {name: getattr(config, name) for name in names}
-    return ", ".join(f"{name} {value}" for name, value in given.items() if value)
+    return ", ".join(f"{name} {value}" for name, value in given.items() if value) or f"precision {config.precision}"
 
 
 def _sensitive(job: Job[QuantizeConfig], model: ModelProto) -> set[str]:
@@ -280,7 +291,7 @@ def _pair(read: Read, scale: str, zero: str, taken: set[str]) -> list[NodeProto]
 
 STAGE = Stage(
     name="quantize",
-    version=3,
+    version=4,
     config=QuantizeConfig,
     run=quantize,
     inputs=("onnx", "ranges"),

@@ -236,7 +236,7 @@ def _trial_data(job: Job[RangesConfig]) -> str:
 
 STAGE = Stage(
     name="ranges",
-    version=2,
+    version=3,
     config=RangesConfig,
     run=ranges,
     inputs=("onnx",),

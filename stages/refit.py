@@ -15,9 +15,9 @@ from stages import backends, network, plan
 from stages import build as building
 from stages.allowed import require_word
 from stages.build_config import BuildConfig
-from stages.builder_log import make_logger, plain
+from stages.builder_log import make_logger, plain, start
 from stages.gpus import use
-from stages.stage import JSON, Job, Metrics, Stage, StageError
+from stages.stage import JSON, Job, Metrics, Remembers, Stage, StageError
 
 FALLBACK = ("rebuild", "fail")
 
@@ -80,6 +80,7 @@ def _instead(job: Job[RefitConfig], reason: str) -> Metrics:
         facts=job.facts,
         out=job.out,
         progress=job.progress,
+        memory=job.memory,
     )
     return {"method": "rebuild", "reason": reason, **building.build(again)}
 
@@ -103,6 +104,14 @@ def _refuse(config: RefitConfig, facts: Mapping[str, Any]) -> None:
         raise StageError(f"build.{error.what}", error.next_step) from error
 
 
+def _facts_seen(config: RefitConfig, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    return building.facts_seen(_ordinary(config), facts)
+
+
+def _remembers(config: RefitConfig, facts: Mapping[str, Any]) -> Remembers:
+    return building.remembers(_ordinary(config), facts)
+
+
 class _Engine:
     """An engine and the objects it needs alive while it is refitted."""
 
@@ -110,7 +119,7 @@ class _Engine:
         self.backend = backend
         self.trt: Any = backends.load(backend)
         self.logger = make_logger(self.trt)
-        self.runtime = self.trt.Runtime(self.logger)
+        self.runtime = start(self.trt.Runtime, self.logger, self.logger.noise)
         network.load_plugins(self.runtime.get_plugin_registry(), plugins)
         self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
@@ -122,7 +131,7 @@ class _Engine:
         model = network.read_model(onnx)
         network.load(parser, model)
         if not parser.refit_model_proto():
-            raise network.parser_error(parser)
+            raise network.parser_error(parser, model)
         missing = refitter.get_missing_weights()
         if missing:
             names = ", ".join(sorted(missing)[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -162,4 +171,8 @@ STAGE = Stage(
     keyed=_keyed,
     without_effect=_without_effect,
     refuse=_refuse,
+    facts_seen=_facts_seen,
+    remembers=_remembers,
+    uses_gpu=True,
+    by_address=True,
 )

@@ -11,8 +11,8 @@ A stage is declared once, beside its config, and listed in `stages/__init__.py`:
     STAGE = Stage(name="cast", version=1, config=CastConfig, run=cast,
                   inputs=("onnx",), outputs={"onnx": "model.onnx"}, tools=("onnx",))
 
-Everything a result depends on is in the declaration: the config (every field), the inputs (by content), the facts and
-the tools. Whoever runs the stage builds the key from exactly these.
+Everything a result depends on is in the declaration: the config (every field, or those that `keyed` says), the inputs
+(by content), the facts and the tools. Whoever runs the stage builds the key from exactly these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Metrics: TypeAlias = dict[str, JSON]
@@ -32,12 +32,14 @@ DATA_SUFFIX = ".data"
 
 The two are one output, and a step that takes it gets both."""
 
+Remembers: TypeAlias = Literal["gpu", "key", "nothing"]
+
 C = TypeVar("C")
 
 TARGET_FACTS: Mapping[str, str] = {
     "backend": "'tensorrt_rtx' or 'tensorrt'",
     "backend_version": "the backend's full version, such as '1.7.1.116'",
-    "compute_capability": "the target's, such as '8.9'",
+    "compute_capability": "the target's, such as '8.9'; '8.0,8.6,8.9' of one plan for several",
     "gpu": "the target's GPU by name; null where the backend's plans run on any GPU of the capability",
     "platform": "the operating system and CPU the plan is for, such as 'linux_x86_64'",
     "gpu_here": "whether a GPU that can execute the target's plans is in the machine that runs the step",
@@ -45,10 +47,14 @@ TARGET_FACTS: Mapping[str, str] = {
 """Facts of the target. A stage that depends on one of them runs once per target."""
 
 MODEL_FACTS: Mapping[str, str] = {
-    "profiles": "{profile: {input: {min, opt, max}}}: each a full shape, for every input with a dynamic dimension",
+    "profiles": "{profile: {input: {min, opt, max}}}: each a full shape, for every input with a dynamic dimension; "
+    "of a shape tensor the numbers in it, and values: true",
     "pass_packages": "{distribution: version}: what the user's own passes can import; null for one that is missing",
     "source": "{'kind': 'onnx'}, or for torch {'kind': 'torch', 'entry_point', 'examples', 'inputs', 'order', 'dims', "
     "'exporter', 'packages'}",
+    "calibration": "which samples are taken, how they become arrays, and what else they depend on beside the content "
+    "of files (pipelines.data); null where the model has none",
+    "holdout": "the same of held-out data",
 }
 """Facts of the model that its config states and its files do not."""
 
@@ -71,6 +77,20 @@ class StageError(Exception):
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What earlier runs learnt that makes a run faster: handed from run to run, part of no key and of no result.
+
+    Attributes:
+        known: Files of earlier runs, in no order.
+        learnt: Where a run writes what these held and what it learnt itself. Its metric `timing_cache.merged` says
+            which of `known` went into it.
+    """
+
+    known: Sequence[Path]
+    learnt: Path
+
+
+@dataclass(frozen=True)
 class Job(Generic[C]):
     """One run of a stage.
 
@@ -78,8 +98,9 @@ class Job(Generic[C]):
         config: The stage's own config.
         inputs: The files of each input, in order. An optional input that the flow does not give is absent.
         facts: The facts that the stage declared, by name.
-        out: The directory to write the declared outputs into; nothing else is written anywhere.
+        out: The directory to write the declared outputs into; nothing else is written anywhere but `memory.learnt`.
         progress: Called as the work goes on.
+        memory: What earlier runs learnt; None for a stage that remembers nothing.
     """
 
     config: C
@@ -87,6 +108,7 @@ class Job(Generic[C]):
     facts: Mapping[str, Any]
     out: Path
     progress: Progress = field(default=lambda phase, fraction: None)
+    memory: Memory | None = None
 
     def file(self, name: str) -> Path:
         """The one file of the input `name`; of an ONNX file with external data, the ONNX file itself."""
@@ -100,7 +122,7 @@ class Stage(Generic[C]):
     Attributes:
         name: What a flow's YAML calls it.
         version: Raised by hand whenever the stage would give another result for the same question.
-        config: A dataclass; every field of it is part of the key.
+        config: A dataclass; every field of it is part of the key, unless `keyed` says otherwise.
         run: The function. Returns plain JSON; raises `StageError`.
         inputs: Names of the inputs that a flow must give.
         optional: Names of the inputs that it may give.
@@ -108,6 +130,19 @@ class Stage(Generic[C]):
         facts: Names out of `TARGET_FACTS` and `MODEL_FACTS`.
         facts_when: Further facts that matter only for some configs.
         tools: Distributions whose installed version can change the result.
+        keyed: What of the config the result depends on, given the facts; None: all of it.
+        without_effect: The fields that are set and change nothing for a target of these facts, by their names.
+        refuse: Raises `StageError` where the config asks for what a target of these facts has not; asked before
+            anything runs. Its text begins with the field.
+        facts_seen: The facts as a config has them: a plan for several models of GPU depends on the name of none.
+        remembers: What a run's `Job.memory` is shared with: `gpu`, all runs of a backend's version on one model of GPU;
+            `key`, those of the same question; `nothing`.
+        precisions: Names out of `stages.gpus.PRECISIONS`: what a target must have to run what comes out.
+        uses_gpu: Whether it runs something on the target's GPU, where the backend and the machine let it: with TensorRT
+            it has that GPU for itself.
+        by_address: Whether what it calls orders things by their address in memory: it runs in a process that has them
+            at the same place each time, as far as the kernel lets it.
+        keeps_fp32: Whether the matrix products that go in as float32 come out as float32.
     """
 
     name: str
@@ -120,6 +155,15 @@ class Stage(Generic[C]):
     facts: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     facts_when: Callable[[C], tuple[str, ...]] = lambda config: ()
+    keyed: Callable[[C, Mapping[str, Any]], Mapping[str, JSON]] | None = None
+    without_effect: Callable[[C, Mapping[str, Any]], Sequence[str]] = lambda config, facts: ()
+    refuse: Callable[[C, Mapping[str, Any]], None] = lambda config, facts: None
+    facts_seen: Callable[[C, Mapping[str, Any]], Mapping[str, Any]] = lambda config, facts: facts
+    remembers: Callable[[C, Mapping[str, Any]], Remembers] = lambda config, facts: "nothing"
+    precisions: Callable[[C], tuple[str, ...]] = lambda config: ()
+    uses_gpu: bool = False
+    by_address: bool = False
+    keeps_fp32: Callable[[C], bool] = lambda config: True
 
     def written(self, directory: Path) -> dict[str, Path]:
         """The files of a run in `directory`, by output; the data file of `onnx`, if it has one, is `onnx.data`."""

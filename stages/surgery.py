@@ -233,4 +233,5 @@ STAGE = Stage(
     outputs={"onnx": "model.onnx"},
     tools=("onnx", "onnxruntime", "numpy"),
     facts_when=_facts,
+    keeps_fp32=lambda config: {each["pass"] for each in (*config.first, *config.passes, *config.then)} <= {*DEFAULT},
 )

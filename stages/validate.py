@@ -123,14 +123,12 @@ def _feeds(
 
 def _batch_size(asked: int, inputs: Sequence[Input], found: Sequence[profiles.Profile]) -> int:
     """At most what is asked for and a profile admits; where the model has a fixed batch, that."""
-    fixed = batches.fixed_batch(inputs)
+    held = profiles.shape_tensors(found)
+    fixed = batches.fixed_batch([wanted for wanted in inputs if wanted.name not in held])
     if fixed is not None:
         return fixed
-    largest = [
-        min(found_range.max[0] for found_range in profile.ranges.values() if found_range.max)
-        for profile in found
-        if any(found_range.max for found_range in profile.ranges.values())
-    ]
+    ends = [[each.max[0] for each in profile.ranges.values() if each.max and not each.values] for profile in found]
+    largest = [min(sizes) for sizes in ends if sizes]
     return min([asked, max(largest)]) if largest else asked
 
 
@@ -184,4 +182,5 @@ STAGE = Stage(
     facts=("backend", "backend_version", "compute_capability", "gpu_here", "holdout", "profiles"),
     # onnx and polygraphy too: one may give the numbers where ONNX Runtime cannot, the other runs the engine.
     tools=("onnxruntime", "numpy", "onnx", "polygraphy"),
+    uses_gpu=True,
 )

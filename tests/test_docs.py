@@ -47,11 +47,13 @@ def test_both_commands_and_what_they_print_stand_in_the_first_screen():
 def test_the_examples_of_the_docs_compose(tmp_path):
     from conf.compose import compose
 
-    text = (ROOT / "docs/flows.md").read_text()
+    text = "".join((ROOT / f"docs/{page}.md").read_text() for page in ("flows", "data"))
     for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
         path = tmp_path / re.search(r"DIR/(\S+\.yaml)", block).group(1)
         path.parent.mkdir(exist_ok=True)
         path.write_text(block)
+    data = compose(["model=classifier"], [tmp_path]).model
+    assert data.holdout.images == data.calibration.images
     config = compose(["model=resnet", "targets=[l4_lab]", "flow=lean"], [tmp_path])
     assert config.model.name == "resnet50"
     assert config.steps["build"].time_limit_s == 600

@@ -17,7 +17,10 @@ import stages
 ROOT = Path(__file__).parents[1]
 HOUSE = (artifacts, conf, pipelines, stages)
 MODULES = sorted(module.name for package in HOUSE for module in walk_packages(package.__path__, f"{package.__name__}."))
-HEAVY = ("onnx", "onnxruntime", "torch", "polygraphy", "tensorrt", "tensorrt_rtx", "onnxscript", "cuda")
+HEAVY = (
+    *("onnx", "onnxruntime", "torch", "polygraphy", "tensorrt", "tensorrt_rtx", "onnxscript", "cuda"),
+    *("PIL", "datasets", "pyarrow"),
+)
 RUNS_PREFECT = "pipelines.flows"
 
 IMPORT = """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stages import onnx_graph
 from stages.passes.contract import NoOptions, Pass
+from stages.placement.codes import code_type, zero_point
 from stages.placement.contract import View, is_onnx
 from stages.placement.weighted import is_weighted, weight_read
 from stages.stage import Metrics, StageError
@@ -134,26 +135,6 @@ def _weight_dims(view: View, node: NodeProto) -> list[int] | None:
         name = made[1].input[0]
     tensor = view.constants.get(name)
     return None if tensor is None else list(tensor.dims)
-
-
-def code_type(view: View, node: NodeProto) -> str | None:
-    """ONNX's name of the type that a Q gives or a DQ takes; None where the graph does not say it there.
-
-    It is that of the zero point; without one, of what a DQ reads, and for a Q `output_dtype`, else UINT8.
-    """
-    from onnx import TensorProto
-
-    said = next((a.i for a in node.attribute if a.name == "output_dtype" and node.op_type == "QuantizeLinear"), 0)
-    known = zero_point(view, node) or (view.constants.get(node.input[0]) if node.op_type != "QuantizeLinear" else None)
-    kind = known.data_type if known is not None else said
-    if not kind and node.op_type == "QuantizeLinear" and len(node.input) < 3:
-        kind = TensorProto.UINT8
-    return TensorProto.DataType.Name(kind) if kind else None
-
-
-def zero_point(view: View, node: NodeProto) -> TensorProto | None:
-    """The zero point of a Q or DQ, if it has a constant one."""
-    return view.constants.get(node.input[2]) if len(node.input) > 2 else None
 
 
 def is_all(zero: TensorProto | None, value: int) -> bool:

@@ -12,8 +12,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from stages import onnx_data, onnx_graph
-from stages.passes.check_qdq import code_type, is_all, zero_point
+from stages.passes.check_qdq import is_all
 from stages.passes.contract import NoOptions, Pass
+from stages.placement.codes import code_type, zero_point
 from stages.placement.contract import View
 from stages.stage import Metrics
 

@@ -63,8 +63,8 @@ def in_this_process(work: child.Work, progress: Progress, stop: Event) -> child.
     (work.directory / "job.json").write_text("{}")
     log.write_text(f"log of {work.name}\n")
     inputs = {name: list(paths) for name, paths in work.inputs.items()}
-    metrics = work.stage.run(Job(work.config, inputs, work.facts, out, progress))
-    return child.Result(metrics, out, log)
+    metrics = work.stage.run(Job(work.config, inputs, work.facts, out, progress, work.memory))
+    return child.Result(metrics, out, log, child.Usage(0, 0.0))
 
 
 def session(

@@ -12,6 +12,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from stages.plan import read as read_plan
+from tests.stages.shape_tensors import ranges, shaper
+
 DIGITS = Path(__file__).parents[2] / "conf/data/digits"
 SHARED = ["export", "surgery", "calibrate", "ranges", "quantize"]
 TARGETS = {"a10": "8.6", "l4": "8.9", "rtx5090": "12.0"}
@@ -145,10 +148,10 @@ def test_a_step_that_gives_the_same_bytes_again_leaves_all_after_it_cached(built
 
 
 def test_another_question_with_the_same_answer_leaves_all_after_it_cached(built):
-    states = built.build("steps.surgery.config.compare_max_bytes=9999999", "steps.calibrate.config.max_samples=100000",
+    states = built.build("steps.surgery.config.compare_max_bytes=9999999", "model.calibration.max_samples=100000",
                          "steps.validate.config.generated_samples=9").states()  # fmt: skip
     ran = {name for name, state in states.items() if state == "built"}
-    assert ran == {"surgery", "calibrate", *(f"validate[{target}]" for target in TARGETS)}
+    assert ran == {"surgery", "calibrate", "ranges", *(f"validate[{target}]" for target in TARGETS)}
 
 
 def test_another_setting_of_the_builder_runs_the_builder_only(built):
@@ -161,6 +164,31 @@ def test_two_gpus_of_one_capability_share_a_portable_plan(built):
     ran = built.build("targets=[l4,rtx4090]")
     assert set(ran.states().values()) == {"cached"}
     assert len({plan["digest"] for plan in ran.document["plans"]}) == 1
+
+
+def test_a_model_that_takes_shapes_as_inputs_becomes_one_plan_for_several_gpus(forge):
+    shaper(forge.home / "shaper.onnx")
+    values = [
+        f"model.profiles.default.{name}={{min: {ends['min']}, opt: {ends['opt']}, max: {ends['max']}, values: true}}"
+        for name, ends in ranges().items()
+    ]
+    ran = forge.build("model=onnx", "model.path=shaper.onnx", "flow=fp32", "targets=[portable]", *values)
+    assert ran.code == 0, ran.err
+    (made,) = ran.document["plans"]
+    assert made["compute_capability"] == "8.0,8.6,8.9,12.0,12.1"
+    assert read_plan(Path(made["path"])).compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    metrics = ran.step("validate", "portable")["metrics"]
+    assert (metrics["inputs"], metrics["max_abs_error"]) == ("generated", 0)
+    assert metrics["reason"] == "no GPU of 8.0, 8.6, 8.9, 12.0 or 12.1 here"
+    assert list(forge.store.glob("published/shaper/sm_80_86_89_120_121/*/fp32/model.plan"))
+
+
+def test_a_plan_that_is_larger_than_the_gpus_memory_is_told_and_nothing_is_built_anew(built):
+    ran = built("build", "runner=local", "targets.l4.memory=100kB")
+    assert ran.code == 0
+    (told,) = [line for line in ran.out.splitlines() if "of memory" in line]
+    assert told.startswith("l4: ") and told.endswith("are more than the GPU's 100.0 kB of memory)")
+    assert "built" not in ran.out
 
 
 def test_where_the_model_lies_and_what_it_is_called_do_not_matter(built):
@@ -229,7 +257,7 @@ def test_a_sweep_builds_every_combination(forge):
     assert [document["flow"] for document in ran.document] == ["fp32", "fp16"]
 
 
-@pytest.mark.parametrize("flow", ["fp32", "fp16", "bf16", "refit", "export"])
+@pytest.mark.parametrize("flow", ["fp32", "fp16", "bf16", "int8_fp16", "int4_weights", "refit", "export"])
 def test_every_other_flow_builds_the_default_model(forge, flow):
     ran = forge.build(f"flow={flow}", "targets=[rtx5090]")
     assert ran.code == 0, ran.err

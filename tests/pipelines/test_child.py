@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from threading import Event, Timer
 
 import pytest
@@ -13,7 +13,7 @@ from pipelines import child
 from pipelines.errors import InterruptedBuildError
 from stages import STAGES
 from stages.refit import RefitConfig
-from stages.stage import StageError
+from stages.stage import Memory, StageError
 
 MODULE = """
 import sys, types
@@ -64,6 +64,24 @@ def test_metrics_outputs_progress_and_log_come_back(made):
     assert (result.out / "out.txt").read_text() == "grüße"
     assert result.log.read_text() == "hello\n"
     assert seen == [("half", 0.5)]
+
+
+def test_what_earlier_runs_learnt_reaches_the_child_and_what_it_learns_comes_back(made, tmp_path):
+    body = (
+        "(job.out / 'out.txt').touch(); known = [path.read_text() for path in job.memory.known]; "
+        "job.memory.learnt.write_text(' '.join([*known, 'new'])); return {}"
+    )
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    memory = Memory([tmp_path / "one", tmp_path / "two"], tmp_path / "learnt")
+    child.run(replace(made(body), memory=memory), silent, Event())
+    assert memory.learnt.read_text() == "one two new"
+
+
+def test_a_child_that_is_confined_to_a_gpu_sees_no_other(made):
+    body = "import os; (job.out / 'out.txt').write_text(os.environ['CUDA_VISIBLE_DEVICES']); return {}"
+    result = child.run(replace(made(body), gpu="GPU-1"), silent, Event())
+    assert (result.out / "out.txt").read_text() == "GPU-1"
 
 
 @pytest.mark.parametrize(

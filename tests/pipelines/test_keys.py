@@ -263,6 +263,7 @@ CHANGES = {
     ),
     "steps.*.config.layers.*": lambda path, *_: f"{path}=fp32",
     "steps.*.config.block_size": lambda path, *_: f"{path}=64",
+    "steps.*.config.method": lambda path, *_: f"{path}=max",
     "steps.*.config.attention": lambda path, *_: f"{path}=qk_pv",
     "steps.*.config.only_ops": lambda path, *_: f"{path}=[Conv]",
     "steps.*.config.algorithm": lambda path, *_: f"{path}=percentile",

@@ -13,6 +13,7 @@ from stages import network, onnx_check, plan
 from stages.backends import BACKENDS
 from stages.build_config import BuildConfig, MemoryPools
 from stages.builder_log import config_error
+from tests.stages.shape_tensors import ranges, shaper
 from tests.stages.stage_runs import PROFILE, VERSION, classifier, conv, facts, model, one_node, run_stage, save
 
 CAPABILITIES = BACKENDS["tensorrt_rtx"].buildable or ()
@@ -22,14 +23,15 @@ def build(onnx_path: Path, out: Path, config: BuildConfig | None = None, **given
     return run_stage("build", out, {"onnx": onnx_path}, config, facts(**given))[0]
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", [*CAPABILITIES, "8.0,8.6,8.9,12.0,12.1"])
 def test_a_model_becomes_a_plan_whose_header_names_the_target(capability: str, tmp_path: Path) -> None:
     answer = build(conv(tmp_path / "model.onnx"), tmp_path, compute_capability=capability)
     header = plan.read(tmp_path / "model.plan")
-    assert (header.version, header.compute_capabilities) == (VERSION, (capability,))
+    wanted = capability.split(",")
+    assert (header.version, list(header.compute_capabilities)) == (VERSION, wanted)
     metrics = answer["metrics"]
     assert metrics["plan_bytes"] == (tmp_path / "model.plan").stat().st_size
-    assert metrics["compute_capabilities"] == [capability] and metrics["layers"] >= 1
+    assert metrics["compute_capabilities"] == wanted and metrics["layers"] >= 1
     assert metrics["backend_version"] == VERSION and metrics["refittable"] is False
 
 
@@ -46,10 +48,12 @@ def test_an_unsupported_operator_is_named_with_its_node(tmp_path: Path) -> None:
     assert "operator Unique (node 'find_unique'): unsupported node" in answer["what"]
 
 
-@pytest.mark.parametrize("domain", ["", "acme"])
-def test_an_unknown_operator_reaches_the_parser_and_is_named_with_its_node(domain: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("domain", "named"), [("", "Frobnicate"), ("acme", "acme::Frobnicate")])
+def test_an_unknown_operator_reaches_the_parser_and_is_named_with_its_node(
+    domain: str, named: str, tmp_path: Path
+) -> None:
     answer = build(one_node(tmp_path / "model.onnx", "Frobnicate", "frob3", domain), tmp_path)
-    assert "operator Frobnicate (node 'frob3')" in answer["what"] and "\n" not in answer["what"]
+    assert f"operator {named} (node 'frob3')" in answer["what"] and "\n" not in answer["what"]
 
 
 def test_an_invalid_model_is_refused_by_onnxs_checker_with_its_reason(tmp_path: Path) -> None:
@@ -133,6 +137,23 @@ def test_two_profiles_make_one_plan(tmp_path: Path) -> None:
 def test_a_profile_that_does_not_fit_is_refused_by_name(profiles: Any, words: str, tmp_path: Path) -> None:
     answer = build(classifier(tmp_path / "model.onnx"), tmp_path, profiles=profiles)
     assert words in answer["what"]
+
+
+def test_shape_tensors_without_values_are_named_all_at_once_with_what_to_type(tmp_path: Path) -> None:
+    profiles = {"small": {name: ends for name, ends in ranges().items() if name in ("sizes", "flat")}}
+    answer = build(shaper(tmp_path / "model.onnx"), tmp_path, profiles=profiles)
+    assert answer["what"].startswith("the model takes shapes from 'k' (1 number), 'rows' (1 number), and no profile")
+    assert "'model.profiles.small.k={min:[1],opt:[1],max:[1],values:true}'" in answer["next"]
+
+
+def test_values_of_an_input_that_gives_no_shape_are_refused(tmp_path: Path) -> None:
+    path = save(
+        model([helper.make_node("Add", ["x", "x"], ["y"])], {"x": [2]}, {"y": [2]}, dtype=TensorProto.INT32),
+        tmp_path / "model.onnx",
+    )
+    profiles = {"default": {"x": {"min": [1, 1], "opt": [1, 1], "max": [2, 2], "values": True}}}
+    answer = build(path, tmp_path, profiles=profiles)
+    assert answer["what"] == "the profiles give values of input 'x', and the network takes no shape from it"
 
 
 def test_unnamed_dimensions_are_independent(tmp_path: Path) -> None:

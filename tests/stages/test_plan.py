@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import plan
-from stages.plan import PlanHeader
+from stages.plan import PlanHeader, Section
 from stages.stage import StageError
 
 RTX = PlanHeader("tensorrt_rtx", "1.7.1.116", ("8.9",), 10, 0)
@@ -34,7 +34,9 @@ def tensorrt_plan() -> bytes:
 
 def test_an_rtx_header_gives_version_capability_and_sizes() -> None:
     content = rtx_plan()
-    assert plan.parse(content, len(content)) == PlanHeader("tensorrt_rtx", "1.7.1.116", ("8.9",), len(content), 7)
+    sections = (Section("NGNE", 112, 6), Section("THGW", 118, 7))
+    header = PlanHeader("tensorrt_rtx", "1.7.1.116", ("8.9",), len(content), 7, sections)
+    assert plan.parse(content, len(content)) == header
 
 
 def test_a_plan_for_several_capabilities_lists_them_all() -> None:
@@ -55,7 +57,19 @@ def test_a_tensorrt_header_gives_the_version_and_no_capability() -> None:
 
 def test_a_plan_is_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "object").write_bytes(rtx_plan())
-    assert plan.read(tmp_path / "object").version == "1.7.1.116"
+    header = plan.read(tmp_path / "object")
+    assert header.version == "1.7.1.116"
+    assert [plan.content(tmp_path / "object", section) for section in header.sections] == [b"engine", b"weights"]
+
+
+def test_of_a_release_whose_layout_is_not_known_only_the_version_is_read() -> None:
+    content = rtx_plan()[:24] + bytes((1, 8, 0, 3)) + b"else" + bytes(100)
+    header = plan.parse(content, len(content))
+    assert header.unknown == "the layout of TensorRT-RTX 1.8.0.3's plans is not known, only that of 1.7"
+    assert header == PlanHeader("tensorrt_rtx", "1.8.0.3", (), len(content), None, unknown=header.unknown)
+    plan.check(header, "tensorrt_rtx", "1.8.0.3", "8.9")
+    with pytest.raises(StageError, match=r"built by tensorrt_rtx 1\.8\.0\.3"):
+        plan.check(header, "tensorrt_rtx", "1.7.1.116", "8.9")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\x0a", b"PK\x03\x04 a zip", b"vtr"])
@@ -129,3 +143,15 @@ def test_a_plan_for_another_target_is_refused_by_name(backend: str, version: str
     with pytest.raises(StageError) as caught:
         plan.check(RTX, backend, version, capability)
     assert words in caught.value.what
+
+
+@given(st.sets(st.sampled_from(["7.5", "8.0", "8.6", "8.9", "12.0"]), min_size=1), st.integers(1, 31))
+def test_a_plan_fits_a_target_of_several_capabilities_exactly_when_it_was_built_for_each(
+    target: set[str], mask: int
+) -> None:
+    header = plan.parse(rtx_plan(mask), len(rtx_plan()))
+    if target <= set(header.compute_capabilities):
+        plan.check(header, "tensorrt_rtx", "1.7.1.116", ",".join(target))
+    else:
+        with pytest.raises(StageError, match=r"plan was built for sm_.*, the target is sm_"):
+            plan.check(header, "tensorrt_rtx", "1.7.1.116", ",".join(target))

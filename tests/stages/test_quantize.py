@@ -255,6 +255,20 @@ def test_fp8_is_e4m3_with_scales_of_448_and_builds_where_there_is_fp8(tmp_path: 
         assert {each.reads[:2] for each in weighted} == {("fp8_e4m3", "fp8_e4m3")}
 
 
+LARGE = """<ir_version: 10, opset_import: ["": 20]> g (float[n, 3, 16, 16] x) => (float[n, 4, 16, 16] y) {
+    [large] t = Conv <pads = [3, 3, 3, 3]> (x, w7)
+    [small] y = Conv <pads = [1, 1, 1, 1]> (t, w3) }"""
+
+
+@pytest.mark.parametrize(("precision", "skipped"), [("int8", []), ("fp8", ["large"])])
+def test_fp8_leaves_a_kernel_in_float_that_is_larger_than_any_fp8_convolution(
+    precision: str, skipped: list[str], tmp_path: Path
+) -> None:
+    weights = {"w7": rng().standard_normal((4, 3, 7, 7)), "w3": rng().standard_normal((4, 4, 3, 3))}
+    _, metrics = quantized(parsed(LARGE, **weights), tmp_path, precision=precision)
+    assert metrics["skipped"] == skipped
+
+
 def test_fp8_raises_an_old_opset(tmp_path: Path) -> None:
     model = parsed(
         """<ir_version: 7, opset_import: ["": 13]> g (float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }""",

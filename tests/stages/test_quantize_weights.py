@@ -109,7 +109,7 @@ def test_behind_a_cast_to_float16_it_builds_into_a_smaller_plan(
     assert metrics["quantized"] == ["first", "second", "y"]
     plan = tmp_path / "model.plan"
     assert plan_bytes(path, capability, plan) < share * low[1]
-    readers = [operation for operation in plan_graph.read(plan) if TYPES[precision] in operation.reads]
+    readers = [operation for operation in plan_graph.read(plan)[0].operations if TYPES[precision] in operation.reads]
     assert len(readers) == 3
     assert all(operation.is_weighted for operation in readers) == (precision != "nvfp4")
 

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from stages import plan
 from stages.gpus import gpus
 from tests.stages.stage_runs import classifier, conv, facts, run_stage
 
@@ -53,17 +52,3 @@ def test_a_claim_of_a_gpu_that_is_not_here_is_refused(tmp_path: Path) -> None:
     inputs = {"plan": built(tmp_path), "onnx": tmp_path / "old.onnx"}
     answer, _ = run_stage("refit", tmp_path / "out", inputs, given=facts(gpu_here=True))
     assert "no GPU of 8.9 here" in answer["what"]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not gpus().of("8.9"), reason="no GPU of 8.9 here: nothing can be refitted")
-def test_on_the_targets_gpu_other_weights_are_put_into_the_plan(tmp_path: Path) -> None:
-    old, new = (classifier(tmp_path / f"{noise}.onnx", batch=1, noise=noise) for noise in (0.0, 0.5))
-    run_stage("build", tmp_path / "built", {"onnx": old}, {"refit": "any"})
-    inputs = {"plan": tmp_path / "built" / "model.plan", "onnx": new}
-    answer, _ = run_stage("refit", tmp_path / "out", inputs, {"fallback": "fail"}, facts(gpu_here=True))
-    assert answer["metrics"]["method"] == "refit"
-    assert plan.read(tmp_path / "out" / "model.plan").compute_capabilities == ("8.9",)
-    inputs = {"reference": new, "onnx": new, "plan": tmp_path / "out" / "model.plan"}
-    compared, _ = run_stage("validate", tmp_path / "report", inputs, given=facts(gpu_here=True))
-    assert compared["metrics"]["engine"]["cosine"] > 0.999

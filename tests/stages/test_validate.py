@@ -10,7 +10,6 @@ from onnx import TensorProto, helper
 
 from conf.compose import compose
 from stages.comparison import Comparison
-from stages.gpus import gpus
 from stages.stage import Job, Metrics, StageError
 from stages.validate import STAGE, ValidateConfig, validate
 from tests.stages.stage_runs import PROFILE, classifier, conv, facts, model, run_stage, save
@@ -299,15 +298,3 @@ def test_the_worst_output_is_the_one_with_the_most_noise_for_its_signal() -> Non
     compared.add(reference, {"large": reference["large"] + 0.1, "small": reference["small"] + 0.01}, None)
     assert compared.summary()["worst_output"] == "small"
     assert compared.summary()["max_abs_error"] == pytest.approx(0.1)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not gpus().of("8.9"), reason="no GPU of 8.9 here: no plan is executed")
-def test_on_the_targets_gpu_the_engine_is_executed_and_compared(tmp_path: Path) -> None:
-    path = classifier(tmp_path / "model.onnx")
-    given = facts(profiles=PROFILE, gpu_here=True)
-    run_stage("build", tmp_path, {"onnx": path}, given=given)
-    inputs = {"reference": path, "onnx": path, "plan": tmp_path / "model.plan"}
-    answer, _ = run_stage("validate", tmp_path, inputs, given=given)
-    assert answer["metrics"]["engine_executed"] is True
-    assert answer["metrics"]["engine"]["cosine"] > 0.999

@@ -1,0 +1,60 @@
+"""One step per GPU: TensorRT times kernels while it builds, and two builds on one GPU would time each other.
+
+A turn is a lock of the user's on this machine, whatever the store. Of several GPUs of one kind each takes a step at a
+time. TensorRT-RTX times nothing and takes no turns: its builds share the CPU's cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from artifacts.locks import first_free
+from pipelines.graph import Node
+from stages import backends
+from stages.gpus import Gpu
+
+
+@contextmanager
+def turn(node: Node, facts: Mapping[str, Any], holder: str, waiting: Callable[[str], None]) -> Iterator[str | None]:
+    """Holds a GPU that can run the step, if it needs one for itself.
+
+    Args:
+        node: The step.
+        facts: Those of its question.
+        holder: Who holds it, for those who wait.
+        waiting: Called with the holder while every such GPU is held; it may raise to give up.
+
+    Yields:
+        The UUID of the GPU that the step must be confined to; None where it has no choice, or needs no turn.
+
+    Raises:
+        OSError: The lock's directory cannot be made.
+    """
+    uuids = [gpu.uuid for gpu in _candidates(node, facts)]
+    if not uuids:
+        yield None
+        return
+    places = {directory() / f"{uuid}.lock": uuid for uuid in uuids}
+    directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+    with first_free(list(places), holder, waiting) as held:
+        # A process that may use one alone needs no telling, and a MIG instance cannot be named by its GPU's UUID.
+        yield places[held] if len(places) > 1 else None
+
+
+def directory() -> Path:
+    """Where the locks are: the user's own, and gone when the machine starts anew."""
+    import tempfile  # 5 ms that a build with nothing to do goes without
+
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(own) / "trtforge" if own else Path(tempfile.gettempdir()) / f"trtforge-{os.getuid()}"
+
+
+def _candidates(node: Node, facts: Mapping[str, Any]) -> tuple[Gpu, ...]:
+    if node.target is None or not node.stage.uses_gpu or not backends.find(node.target.backend).has_timing_cache:
+        return ()
+    name = facts.get("gpu")
+    return tuple(gpu for gpu in node.target.here.of(node.target.compute_capability) if name in (None, gpu.name))
