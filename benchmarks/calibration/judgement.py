@@ -15,6 +15,9 @@ MEMORY_OF_MODELOPT = {"rec": 1 / 4}
 """Of our peak over modelopt's at the most samples; 1/2 for the others."""
 
 MEMORY_OF_ENTROPY, MEMORY_GROWTH, CPU_OF_MODELOPT = 1 / 10, 1.1, 1 / 2
+MEMORY_TO_SAVE = 800 * 2**20
+"""Python, numpy and onnxruntime alone hold 80 MB: a tenth of less than this is not to be had, as on the digits."""
+
 DIGITS_DROP, SQNR_SLACK_DB = 0.003, 0.5
 
 
@@ -108,7 +111,11 @@ def _memory(model: str, runs: Sequence[Run]) -> Iterator[Claim]:
         if run.tool.startswith("modelopt") and run.made:
             allowed = MEMORY_OF_MODELOPT.get(model, 1 / 2)
             yield _ratio(f"{model}: peak over {run.tool}'s at {most}", ours[most] / run.most, allowed)
-        if run.tool == "onnxruntime entropy" and run.most and not (run.failed or "").startswith("exit code"):
+        if (
+            run.tool == "onnxruntime entropy"
+            and run.most >= MEMORY_TO_SAVE
+            and not (run.failed or "").startswith("exit code")
+        ):
             what = f"{model}: peak over {run.tool}'s at {most}"
             yield _ratio(what, ours[most] / run.most, MEMORY_OF_ENTROPY, at_most=run.failed is not None)
 
