@@ -19,7 +19,7 @@ help:
 	@echo "make conformance ONNX's backend tests and real models through surgery, beside polygraphy and onnxsim: 5 minutes"
 	@echo "make conformance-torch  what torch exports, MiniLM among it, likewise: 1 minute"
 	@echo "make bench-precisions   real models in fp16 and bf16: how far from fp32, and whether they build: 5 minutes"
-	@echo "make bench-calibration  INT8's memory, time and accuracy beside onnxruntime and modelopt: half an hour, 9 GB of memory"
+	@echo "make bench-calibration  INT8's memory, time and accuracy beside onnxruntime and modelopt: an hour, 9 GB of memory"
 	@echo "make matrix      real models in every precision for every target, and docs/matrix.md of it: 25 minutes"
 	@echo "make reproducibility  the matrix's plans, each built four times: how many have the same bytes: 25 minutes"
 	@echo "make bench-overhead  builds for three targets beside a plain loop over TensorRT's calls, in ratios: 10 minutes, 3 GB"

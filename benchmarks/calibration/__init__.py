@@ -5,7 +5,7 @@ of its own, whose peak of memory and CPU seconds are measured (`processes`); wha
 beside the float32 model (`scores`); and what trtforge made is built with TensorRT-RTX, and the plan's own graph is read
 (`plans`). `judgement` holds the figures to what was promised.
 
-    python -m benchmarks.calibration                                   the whole: half an hour, 9 GB of memory
+    python -m benchmarks.calibration                                   the whole: an hour, 9 GB of memory
     python -m benchmarks.calibration --models rec --samples 32 --tools ours   a piece of it
     python -m benchmarks.calibration --work DIR                        keeps models, data and results, and reuses them
 """
