@@ -8,11 +8,12 @@ TORCH ?= torch==2.13.0+cpu
 DEMO_STORE ?= .trtforge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test bindings test-torch faults big conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead reproducibility matrix test-modelopt test-gpu bench-store demo docs clean
+.PHONY: help setup lint test test-serial bindings test-torch faults big conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead reproducibility matrix test-modelopt test-gpu bench-store demo docs clean
 
 help:
 	@echo "make demo        a trained model to validated plans for three GPUs, on this machine"
 	@echo "make test        the tests; make test-torch those that need torch"
+	@echo "make test-serial those that measure time, one after the other: 2 minutes"
 	@echo "make bindings    TensorRT's Python bindings of four versions, which tests hold our calls against: 5 MB"
 	@echo "make faults      a build is killed, and meets a broken disk, at every file operation in turn: some minutes"
 	@echo "make big         a model of 2.25 GiB goes all the way: minutes, 8 GB of memory, 10 GB of disk"
@@ -48,6 +49,8 @@ lint: setup
 
 test: setup bindings
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not modelopt and not serial and not faults and not big"
+
+test-serial: setup
 	$(BIN)/pytest -m "serial and not torch and not modelopt and not faults and not big"
 
 # TensorRT's Python bindings, without its libraries: what tests/stages/test_contract.py holds our calls against. 5 MB.
