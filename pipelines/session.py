@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.record import Record
 from artifacts.store import Store
 from conf.errors import ConfigError
-from conf.schema import Calibration, Config, Holdout
+from conf.schema import Calibration, Config, Holdout, Source
 from pipelines import data, graph, profiles, sharing, sources, targets
 from pipelines.configs import Configs
 from pipelines.errors import Exit
@@ -326,7 +326,7 @@ def _torch_facts(config: Config) -> dict[str, JSON]:
 def _provenance(config: Config, overrides: Sequence[str]) -> dict[str, JSON]:
     return {
         "model": config.model.name,
-        "source": config.model.entry_point or config.model.path,
+        "source": config.model.path if config.model.source is Source.onnx else config.model.entry_point,
         "flow": config.flow,
         "overrides": list(overrides),
         "host": platform.node(),

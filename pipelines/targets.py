@@ -131,7 +131,7 @@ def refuse_precisions(config: Config, chosen: Sequence[BuildTarget]) -> None:
                 rest = f"leave out what lacks it: targets=[{','.join(fine)}]; " if fine else ""
                 raise ConfigError(
                     f"flow {config.flow}: step {name} asks for {precision}; {told}",
-                    f"{rest}these have it: {', '.join(_with_precision(precision))}",
+                    f"{rest}these have it: {', '.join(_with_precision(precision, chosen[0]))}",
                 )
 
 
@@ -164,13 +164,18 @@ def refuse_fp32_products(config: Config, chosen: Sequence[BuildTarget], products
         )
 
 
-def _with_precision(precision: str) -> list[str]:
-    """The shipped targets that have `precision`, by name."""
+def _with_precision(precision: str, like: BuildTarget) -> list[str]:
+    """The shipped targets that have `precision` and that this machine can build with the backend of `like`, by name."""
     from yaml import safe_load  # type: ignore[import-untyped]
 
     shipped = [safe_load(path.read_text()) for path in sorted((Path(package_directory(PACKAGE)) / "targets").iterdir())]
     known = [target for target in shipped if target["compute_capability"] != LOCAL]
-    return [target["name"] for target in known if not why_no_precision(precision, target["compute_capability"])]
+    return [
+        target["name"]
+        for target in known
+        if not why_no_precision(precision, target["compute_capability"])
+        and not backends.why_not_build(like.backend, target["compute_capability"], like.here)
+    ]
 
 
 def _resolve(target: Target, backend: str, here: Gpus, note: Callable[[str], None]) -> BuildTarget:
