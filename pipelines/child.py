@@ -129,7 +129,8 @@ class _Watch:
             raise _LimitReachedError(f"{limits.stall_s:g} s without progress", f"stall_limit_s={2 * limits.stall_s:g}")
         if limits.memory_bytes is not None and held > limits.memory_bytes:
             allowed = f"{limits.memory_bytes / 2**20:,.0f} MiB"
-            more = f"memory_limit={2 * limits.memory_bytes // 2**20 + 1}MiB"
+            # `held` is beyond the limit, and the step wanted more yet.
+            more = f"memory_limit={2 * held // 2**20 + 1}MiB"
             raise _LimitReachedError(f"it held {held / 2**20:,.0f} MiB of memory; its limit is {allowed}", more)
 
 
