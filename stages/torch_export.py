@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from stages import batches, onnx_file
 from stages.onnx_check import require_opset
 from stages.onnx_session import open_session
 from stages.stage import JSON, Job, Metrics, StageError
+from stages.users_python import imports_from
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +115,7 @@ def export_torch(job: Job[ExportConfig], scratch: Path) -> tuple[onnx.ModelProto
     _require_torch()
     import torch
 
-    with ONE_EXPORT, _imports_from_here(), torch.no_grad():
+    with ONE_EXPORT, imports_from(Path.cwd()), torch.no_grad():
         job.progress("load", None)
         module = _make_module(source.entry_point, job.file("weights") if job.inputs.get("weights") else None)
         case = _Case(module, source)
@@ -136,26 +135,6 @@ def _require_torch() -> None:
                 f"a model with source=torch needs {package}, which is not installed here",
                 "pip install 'trtforge[torch]'",
             ) from error
-
-
-@contextmanager
-def _imports_from_here() -> Iterator[None]:
-    """Lets the user's modules be found in the current directory, and forgets them afterwards.
-
-    A process that stays (`trtforge serve`) would otherwise export yesterday's code under today's key.
-    """
-    here = str(Path.cwd())
-    known = {name.partition(".")[0] for name in sys.modules}
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-        for name in [name for name in sys.modules if name.partition(".")[0] not in known]:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if file.startswith(here) and "site-packages" not in file:
-                del sys.modules[name]
 
 
 def _make_module(entry_point: str, weights: Path | None) -> torch.nn.Module:

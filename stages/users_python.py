@@ -22,18 +22,21 @@ SCRIPT = "trtforge_users_script"
 def imports_from(*places: Path) -> Iterator[None]:
     """Lets modules be found in `places`, and forgets afterwards what was imported from there.
 
-    A process that stays (`trtforge serve`) would otherwise run yesterday's code under today's key.
+    A process that stays (`trtforge serve`) would otherwise run yesterday's code under today's key. No bytecode is
+    written: Python takes it for that of any file of the same size and second.
     """
-    known = set(sys.modules)
+    known, wrote_none = {name.partition(".")[0] for name in sys.modules}, sys.dont_write_bytecode
     here = [str(place) for place in places]
     sys.path[:0] = here
+    sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     try:
         yield
     finally:
+        sys.dont_write_bytecode = wrote_none
         for place in here:
             sys.path.remove(place)
-        for name in set(sys.modules) - known:
+        for name in [name for name in sys.modules if name.partition(".")[0] not in known]:
             if any(_lies_in(sys.modules[name], place) for place in here):
                 del sys.modules[name]
 

@@ -9,14 +9,13 @@ It changes the graph in place, or returns another. Everything that its entry in 
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import onnx_file, onnx_graph
 from stages.stage import Metrics, StageError
+from stages.users_python import imports_from
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -31,7 +30,7 @@ def run(model: ModelProto, name: str, arguments: Mapping[str, Any]) -> Metrics:
     """
     import onnx_graphsurgeon as gs
 
-    with _imports_from_here():
+    with imports_from(Path.cwd()):
         function = _find(name)
         graph = gs.import_onnx(onnx_file.inlined(model))
         try:
@@ -66,14 +65,3 @@ def _find(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise StageError(f"pass {name} is no function: it is {type(found).__name__}", "name one")
     return found  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _imports_from_here() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

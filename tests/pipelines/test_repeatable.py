@@ -51,6 +51,7 @@ def addresses(length: int) -> str:
 
 
 def test_memory_lies_at_the_same_addresses_whatever_the_paths_and_the_environment() -> None:
+    addresses(1)  # may compile what the others find compiled, and then has other pieces to spare
     assert len({addresses(length) for length in (1, 17, 90)}) == 1
 
 
