@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -56,6 +56,17 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 def in_own_thread(work: Callable[[], Result]) -> Result:
     """What `work` returns, called in a new thread; what it raises is raised here."""
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # `exit()` too
+            done.set_exception(error)
+
+    # Not an executor: whether its thread has to wait for work, and so allocates a lock, is a matter of timing.
     threading.stack_size(_STACK_BYTES)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(work).result()
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return done.result()
