@@ -36,9 +36,10 @@ def imports_from(*places: Path) -> Iterator[None]:
         sys.dont_write_bytecode = wrote_none
         for place in here:
             sys.path.remove(place)
-        for name in [name for name in sys.modules if name.partition(".")[0] not in known]:
-            if any(_lies_in(sys.modules[name], place) for place in here):
-                del sys.modules[name]
+        imported = [name for name in sys.modules if name.partition(".")[0] not in known]
+        # All are looked at before one goes: a directory without __init__.py asks its parent where it lies.
+        for name in [name for name in imported if any(_lies_in(sys.modules[name], place) for place in here)]:
+            del sys.modules[name]
 
 
 def _lies_in(module: ModuleType, place: str) -> bool:

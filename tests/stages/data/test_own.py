@@ -70,6 +70,15 @@ def test_a_function_of_a_module_in_the_working_directory(tmp_path: Path, monkeyp
     assert not any(name.startswith("mine") for name in sys.modules)
 
 
+def test_directories_without_init_are_packages_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/deep/deeper").mkdir(parents=True)
+    (tmp_path / "mine/deep/deeper/load.py").write_text(HEAD + "def feeds():\n    yield rows(2)\n")
+    (batch,) = Feeds("mine.deep.deeper.load:feeds", [], [], [X]).feeds()
+    assert len(batch["x"]) == 2
+    assert not any(name.startswith("mine") for name in sys.modules)
+
+
 def test_a_script_finds_what_lies_beside_it(script: Path) -> None:
     (script.parent / "beside.py").write_text("N = 4\n")
     assert len(read(script, "def load_data():\n    import beside\n    yield rows(beside.N)\n")[0]["x"]) == 4
