@@ -226,7 +226,7 @@ class Workshop:
 
     def _traced(self, error: StageError, log: Path, key: str) -> StageError:
         """`error` with the user's own file, which the child knows by its digest only, and the log, which is kept."""
-        source, places = self.provenance.get("source"), []
+        source, places, next_step = self.provenance.get("source"), [], error.next_step
         if source:
             places.append(f"model: {source}")
         if log.is_file() and log.stat().st_size:
@@ -236,7 +236,8 @@ class Workshop:
                 kept.parent.mkdir(exist_ok=True)
                 shutil.copyfile(log, kept)
                 places.append(f"log: {kept}")
-        return StageError(error.what, f"{error.next_step or 'see the log'} ({'; '.join(places)})") if places else error
+                next_step = next_step or "see the log"
+        return StageError(error.what, f"{next_step} ({'; '.join(places)})".lstrip()) if places else error
 
     def _check_unchanged(self, node: Node, question: Mapping[str, Any]) -> None:
         # The stage read the user's own files after they were hashed; a change in between would be kept under the
