@@ -231,7 +231,7 @@ def copy(tensor: TensorProto, destination: IO[bytes]) -> None:
     if is_external(tensor):
         _copy_range(place(tensor), destination)
     else:
-        _write(packed(tensor), destination)
+        append(packed(tensor), destination)
 
 
 def packed(tensor: TensorProto) -> bytes:
@@ -256,10 +256,11 @@ def _copy_range(at: Place, destination: IO[bytes]) -> None:
                 break
             offset += done
     for content in _read(Place(at.path, offset, at.end - offset)):
-        _write(content, destination)
+        append(content, destination)
 
 
-def _write(content: bytes, destination: IO[bytes]) -> None:
+def append(content: bytes, destination: IO[bytes]) -> None:
+    """Writes all of `content` to `destination`, an unbuffered file."""
     rest = memoryview(content)
     while rest:  # the kernel takes at most 2 GiB at once
         rest = rest[destination.write(rest) :]

@@ -5,19 +5,22 @@ Writes `signature.json`::
     {"inputs": [{"name": "images", "dtype": "float32", "shape": ["batch", 1, 8, 8]}],
      "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
      "opset": {"": 20}, "ir_version": 10, "nodes": 34, "producer": "pytorch 2.13.0",
-     "external_data": ["net.onnx.data"], "fp32_products": ["logits (Gemm)"]}
+     "external_data": ["net.onnx.data"], "fp32_products": ["logits (Gemm)"], "structure": "4f1c…"}
 
 A dimension is a number, a name, or null where the model says nothing; a shape is null where even the rank is unknown.
+`structure` is a digest of what `stages.structure` calls so, without the values in external files: two files that share
+it differ, as far as the graph tells, in their weights only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages import onnx_file
+from stages import onnx_data, onnx_file, structure
 from stages.stage import JSON, Job, Metrics, Stage, StageError
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def signature(job: Job[SignatureConfig]) -> Metrics:
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "external_data": external,
         "fp32_products": list(_fp32_products(model.graph)),
+        "structure": _structure(model),
     }
     (job.out / STAGE.outputs["signature"]).write_text(json.dumps(face, indent=2) + "\n")
     return {"nodes": len(model.graph.node), "external_files": len(external)}
@@ -65,6 +69,14 @@ def signature(job: Job[SignatureConfig]) -> Metrics:
 def _initializer_names(graph: onnx.GraphProto) -> set[str]:
     """Names that a caller need not feed: up to IR version 3 every initializer was listed among the inputs too."""
     return {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
+
+
+def _structure(model: onnx.ModelProto) -> str:
+    for tensor in model.graph.initializer:
+        if onnx_data.is_external(tensor):
+            tensor.CopyFrom(onnx_data.described(tensor))
+    made, _ = structure.split(model)
+    return hashlib.sha256(made.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _fp32_products(graph: onnx.GraphProto) -> Iterator[str]:
@@ -126,7 +138,7 @@ def _dtype(name: str, elem_type: int) -> str:
 
 STAGE = Stage(
     name="signature",
-    version=2,
+    version=3,
     config=SignatureConfig,
     run=signature,
     inputs=("onnx",),
