@@ -23,9 +23,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from conf import auto_skip, refit
 from conf.errors import SEE, ConfigError, suggest
 from conf.groups import GROUPS, PACKAGE, check_own_directory, package_directory
-from conf.schema import Config, Profile, Step, TensorSpec
+from conf.schema import Config, Profile, Refit, Step, TensorSpec
 from conf.trace import Trace, tracing
 from conf.watch import watch
 from stages import STAGES
@@ -35,7 +36,7 @@ from stages.data.options import Dataset, Images
 _one_at_a_time = Lock()
 """Hydra's search path is global, and steps that run in threads ask where a value came from."""
 
-_OPEN = re.compile(r"(model\.(dims|profiles|inputs|(calibration|holdout)\.(images|dataset))|steps)[.=]")
+_OPEN = re.compile(r"(model\.(dims|profiles|inputs|(calibration|holdout)\.(images|dataset))|refit|steps)[.=]")
 """Mappings whose keys the user invents, or whose entries are checked afterwards: an override may add to them without
 Hydra's `+`."""
 
@@ -111,10 +112,19 @@ def options(group: str, overrides: Sequence[str] = (), config_dirs: Sequence[Pat
 
 
 def register() -> None:
-    """Tells Hydra the schema, and OmegaConf the resolver `${package:conf}` (the directory of an installed package)."""
+    """Tells Hydra the schema, and OmegaConf its resolvers.
+
+    `${package:conf}` is the directory of an installed package; `${when:${model.source},torch,PATH}` is PATH where the
+    source is torch, and null elsewhere.
+    """
     ConfigStore.instance().store(name="schema", node=_schema())
     if not OmegaConf.has_resolver("package"):
         OmegaConf.register_new_resolver("package", package_directory)
+        OmegaConf.register_new_resolver("when", _when)
+
+
+def _when(value: object, wanted: str, then: str) -> str | None:
+    return then if getattr(value, "value", value) == wanted else None
 
 
 def _schema() -> DictConfig:
@@ -202,13 +212,37 @@ def _typed(composed: DictConfig, flow: str) -> Config:
         strict.model.name = _name_of(strict.model)
     written = OmegaConf.to_container(strict)
     try:
+        _choose_layers(strict)
+        _rewire(strict)
         _check_entries(strict)
     except NotAllowedError as error:
         raise ConfigError(str(error), _where_to_correct(error.key, written)) from error
     missing = sorted(OmegaConf.missing_keys(strict))
     if missing:
         raise ConfigError(f"not given: {', '.join(missing)}", f"say what: {missing[0]}=…")
-    return cast(Config, OmegaConf.to_object(strict))
+    config = cast(Config, OmegaConf.to_object(strict))
+    refit.check_mix(config.steps)
+    return config
+
+
+def _choose_layers(composed: DictConfig) -> None:
+    """Gives a flow that asks for `skip=auto` the steps that find the layers."""
+    steps = cast(auto_skip.Steps, OmegaConf.to_container(composed.steps, resolve=False))
+    if auto_skip.is_asked(steps):
+        composed.steps = auto_skip.rewired(steps, composed.gates, composed.flow)
+
+
+def _rewire(composed: DictConfig) -> None:
+    """Makes of `refit` its options, or null, and of the flow what they say."""
+    given = OmegaConf.to_container(composed, resolve=False)["refit"]  # type: ignore[call-overload,index]
+    composed.refit = refit.options(given)
+    if composed.refit is None:
+        return
+    composed.refit = _checked(Refit, composed, "refit", "")
+    steps = OmegaConf.to_container(composed.steps, resolve=False)
+    composed.steps = refit.rewired(
+        cast(refit.Steps, steps), cast(Refit, OmegaConf.to_object(composed.refit)), composed.flow
+    )
 
 
 def _name_of(model: DictConfig) -> str:
@@ -286,7 +320,7 @@ def _resolved(parent: DictConfig, key: str) -> Any:
 
 def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any:
     # Interpolations see the whole config, so they are resolved before the node leaves it.
-    given = _resolved(parent, key)
+    given, path = _resolved(parent, key), f"{where}.{key}" if where else key
     typed = OmegaConf.structured(schema)
     _unfreeze(typed)
     try:
@@ -294,12 +328,12 @@ def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any
     except ConfigKeyError as error:
         known = [str(name) for name in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
         raise ConfigError(
-            f"{where}.{key}.{error.full_key}: there is no such option", suggest(str(error.key), known)
+            f"{path}.{error.full_key}: there is no such option", suggest(str(error.key), known)
         ) from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         name = getattr(error, "full_key", "")
-        raise ConfigError(f"{where}.{key}{f'.{name}' if name else ''}: {_first_line(error)}") from error
-    _require_allowed(merged, f"{where}.{key}")
+        raise ConfigError(f"{path}{f'.{name}' if name else ''}: {_first_line(error)}") from error
+    _require_allowed(merged, path)
     return merged
 
 

@@ -10,7 +10,7 @@ from enum import Enum
 from math import inf
 from typing import Any, Optional
 
-from stages.allowed import NotAllowedError, require, require_size
+from stages.allowed import NotAllowedError, require, require_size, require_word
 from stages.data.options import Data
 from stages.gates import Gates
 from stages.gpus import capabilities
@@ -94,10 +94,22 @@ class Holdout(Data):
         path: As for calibration; null: inputs are generated within the profiles.
         labels: Name of the array that holds the labels; of images any name: the number of the subdirectory in which
             the image is, as they are sorted; null: there are none.
+        golden: What the model should give for each sample: a .npz whose arrays are named as its outputs, or a directory
+            of them; null: nobody stored that.
+        metric: The user's own Python that judges outputs by the labels: `package.module:function`, or
+            `script.py:function` (`metric` where the function is not said); null: accuracy is what counts.
+        metric_direction: Which of its numbers are better: `higher` or `lower`.
     """
 
     path: Optional[str] = None
     labels: Optional[str] = None
+    golden: Optional[str] = None
+    metric: Optional[str] = None
+    metric_direction: str = "higher"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_word(self, "metric_direction", ("higher", "lower"))
 
 
 @dataclass
@@ -109,7 +121,8 @@ class Model:
         source: `onnx` or `torch`.
         path: The ONNX file.
         entry_point: `package.module:callable` that returns the torch module.
-        weights: A safetensors file or state dict, handed to the entry point or loaded into the module it returns.
+        weights: Of a torch module: a safetensors file or state dict, handed to the entry point or loaded into the
+            module it returns. Of an ONNX file: a safetensors file whose tensors take the place of its initializers.
         inputs: The torch module's inputs, in order.
         examples: `package.module:callable` that returns example inputs of the torch module by name; null: random ones.
         profiles: Shapes by profile and input; one profile named `default` is enough.
@@ -231,11 +244,50 @@ class StoreConfig:
 
 
 @dataclass
+class Refit:
+    """How new weights come into a plan without a new build; `refit: true` is all of this at its defaults.
+
+    Attributes:
+        mode: `any`: other weights can be put in, at some cost of speed. `identical`: full speed, and only the weights
+            that the plan was built with: what is published is a small plan, and the weights come later. `named`: those
+            of `weights` only.
+        weights: Patterns of initializer names, such as `*lora*`, with `mode: named`.
+        fallback: What to do where a plan cannot be refitted: `rebuild` it with the new weights, or `fail`.
+        ranges: Of quantized models: `recalibrate` with the new weights, or `keep` the ranges of the last run that did.
+    """
+
+    mode: str = "any"
+    weights: list[str] = field(default_factory=list)
+    fallback: str = "rebuild"
+    ranges: str = "recalibrate"
+
+    def __post_init__(self) -> None:
+        require_word(self, "mode", ("any", "identical", "named"))
+        named = self.mode == "named"
+        require(bool(self.weights) == named, "weights", self.weights, "patterns, with mode: named and only then")
+        require_word(self, "fallback", ("rebuild", "fail"))
+        require_word(self, "ranges", ("recalibrate", "keep"))
+
+
+@dataclass
 class Config:
-    """A whole run, composed."""
+    """A whole run, composed.
+
+    Attributes:
+        model: What is built.
+        steps: By which steps.
+        refit: Whether new weights come in by refitting: `false`, `true`, a mode, or the options of `Refit`.
+        gates: What a plan must keep.
+        targets: For which GPUs.
+        backend: By what.
+        store: Where results are kept.
+        runner: What runs the steps.
+        flow: The flow's name.
+    """
 
     model: Model = field(default_factory=Model)
     steps: dict[str, Any] = field(default_factory=dict)  # name -> Step
+    refit: Any = False  # None or a Refit, once composed
     gates: Gates = field(default_factory=Gates)
     targets: dict[str, Target] = field(default_factory=dict)
     backend: Backend = field(default_factory=Backend)

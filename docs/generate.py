@@ -49,6 +49,7 @@ SECTIONS: tuple[tuple[str, type[Any]], ...] = (
     ("targets.NAME", schema.Target),
     ("backend", schema.Backend),
     ("store", schema.StoreConfig),
+    ("refit", schema.Refit),
     ("gates", Gates),
     ("steps.STEP", schema.Step),
 )

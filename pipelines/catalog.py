@@ -24,6 +24,7 @@ from conf.errors import ConfigError
 from pipelines.configs import Configs
 from pipelines.document import document
 from pipelines.errors import CannotBuildError, EngineError, Exit, RunError
+from pipelines.foresight import foresee
 from pipelines.session import Session, open_session
 from stages.stage import StageError
 
@@ -150,6 +151,7 @@ def _each(
     for overrides, title in zip(combinations, titles, strict=True):
         try:
             session = open_session(overrides, config_dirs, lambda phase, fraction: None, stop, configs=configs)
+            foresee(session)
             yield _standing(session, title, as_json)
         except (ConfigError, RunError, StoreError, StageError) as error:  # the others of the sweep go on
             yield _refused(error, title)

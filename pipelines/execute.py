@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import datetime, timezone
@@ -28,6 +28,7 @@ from stages import installed
 from stages.stage import DATA_SUFFIX, JSON, Progress, StageError
 
 NEVER_BUILT = "not built yet"
+AGAIN = "asked for again"
 WAITING = "waiting for "
 """How the phase of a step begins that waits for another process."""
 
@@ -77,6 +78,7 @@ class Workshop:
         reason: Says why a question has no answer yet.
         origins: Says where the values of a node's config came from.
         note: Told what a run had to do without.
+        again: Ids of nodes that are run although they have been answered: measurements that are made anew, here.
     """
 
     store: Store
@@ -87,6 +89,7 @@ class Workshop:
     reason: Callable[[Node, Mapping[str, Any]], str] = lambda node, question: NEVER_BUILT
     origins: Callable[[Node], Mapping[str, str]] = lambda node: {}
     note: Callable[[str], None] = lambda text: None
+    again: Collection[str] = ()
 
     def question(self, node: Node, upstream: Mapping[str, Record]) -> dict[str, Any]:
         """The fields of the node's key.
@@ -113,6 +116,8 @@ class Workshop:
 
     def look(self, node: Node, upstream: Mapping[str, Record]) -> Outcome:
         """How the node stands in the store: `cached` or `missing`; runs and changes nothing."""
+        if node.kept is not None:
+            return self._look_kept(node, node.kept)
         return self._look(node, self.question(node, upstream))
 
     def execute(self, node: Node, upstream: Mapping[str, Record], progress: Progress) -> Outcome:
@@ -121,6 +126,8 @@ class Workshop:
         Raises:
             InterruptedBuildError: `stop` was set; nothing is left behind.
         """
+        if node.kept is not None:
+            return self._look_kept(node, node.kept)
         started = time.monotonic()
         key = None
         try:
@@ -152,6 +159,8 @@ class Workshop:
     def _look(self, node: Node, question: Mapping[str, Any], mend: bool = False) -> Outcome:
         key = Record(question, {}).key
         match self.store.lookup(key):
+            case Hit() if node.id in self.again:
+                return Outcome(node, "missing", key, reason=AGAIN)
             case Hit(record):
                 return Outcome(node, "cached", key, record)
             case Miss(reason, damaged):
@@ -159,10 +168,17 @@ class Workshop:
                     self.store.set_aside(path)
                 return Outcome(node, "missing", key, reason=reason or self.reason(node, question))
 
+    def _look_kept(self, node: Node, key: str) -> Outcome:
+        found = self.store.lookup(key)
+        if isinstance(found, Hit):
+            return Outcome(node, "cached", key, found.record, reason="kept from an earlier run")
+        what = f"{node.id}: what an earlier run left, {key}, is gone" + (f": {found.reason}" if found.reason else "")
+        return Outcome(node, "failed", key, error=what, next_step="run it again: it is made anew")
+
     def _answer(
         self, found: Outcome, build: Callable[[], Record], holder: str, waiting: Callable[[str], None]
     ) -> Outcome:
-        if self.sharing is None:
+        if self.sharing is None or found.node.id in self.again:
             return replace(found, state="built", record=build())
         record, built = self.sharing.answer(found.key or "", holder, build, waiting)
         if built:

@@ -10,11 +10,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path as FilePath
 from typing import Any
 
 from artifacts.difference import Difference, Path, spell
 from artifacts.index import About, Index
-from artifacts.record import Record
+from artifacts.record import Blob, Record
 from artifacts.store import Store
 from conf.origin import DEFAULT, Origins, causing
 from pipelines.execute import NEVER_BUILT
@@ -23,6 +24,9 @@ from stages.data.options import Data
 
 TOLD = 3
 """So many changes fit the one line that `status` has for a step."""
+
+STRUCTURE = "structure"
+"""The output of the stage `split` that is read to tell what changed in it."""
 
 _MODEL_FILES = {
     "onnx": "model.path",
@@ -33,6 +37,9 @@ _MODEL_FILES = {
     "ranges": "model.ranges",
     "holdout": "model.holdout.path",
     "holdout_source": "model.holdout.callable",
+    "golden": "model.holdout.golden",
+    "metric": "model.holdout.metric",
+    "against": "steps.validate.config.against",
     "plugins": "model.plugins",
     "passes": "steps",
 }
@@ -47,6 +54,9 @@ _MANY = {
     "calibration_source": "modules of model.calibration.callable",
     "holdout": "held-out batches",
     "holdout_source": "modules of model.holdout.callable",
+    "golden": "golden outputs",
+    "metric": "modules of model.holdout.metric",
+    "against": "what is compared against",
 }
 
 
@@ -92,7 +102,7 @@ class Reasons:
     """Says in one line why a question has no answer yet: what `pipelines.execute.Workshop.reason` wants."""
 
     def __init__(self, store: Store, made: Mapping[str, Any], origins: Origins) -> None:
-        self._index = Index(store)
+        self._store, self._index = store, Index(store)
         self._made = made
         self._origins = origins
 
@@ -102,7 +112,7 @@ class Reasons:
         found = self._index.nearest(question, About.of(Record({}, {}, provenance=side.made)))
         if found is None or not found.same_step:
             return NEVER_BUILT
-        told = words(found.differences, Side.of(found.record), side)
+        told = words(found.differences, Side.of(found.record), side, self._store)
         more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
         return "; ".join([*told[:TOLD], *more])
 
@@ -126,14 +136,14 @@ def asked(node: Node, question: Mapping[str, Any], made: Mapping[str, Any], orig
     return Side(question, {**made, **own}, origins)
 
 
-def words(differences: Iterable[Difference], then: Side, now: Side) -> list[str]:
+def words(differences: Iterable[Difference], then: Side, now: Side, store: Store) -> list[str]:
     """The differences in words, one for each field; of a list, one for the whole of it."""
     paths = dict.fromkeys(_whole(found.path) for found in differences)
-    return [_word(path, then, now) for path in paths]
+    return [_word(path, then, now, store) for path in paths]
 
 
-def because(path: Path, then: Side, now: Side) -> str:
-    """Where the value at `path` of the later question came from."""
+def because(path: Path, then: Side, now: Side, store: Store) -> str:
+    """Where the value at `path` of the later question came from; of a model's structure, what changed in it."""
     match path:
         case ("version",):
             versions = [str(side.made.get("trtforge")) for side in (then, now)]
@@ -142,25 +152,43 @@ def because(path: Path, then: Side, now: Side) -> str:
             )
         case ("tools", *_) | ("facts", "backend_version", *_) | ("facts", "source", "exporter" | "packages", *_):
             return "installed"
-        case ("facts", "calibration" | "holdout", "packages", *_):
+        case ("facts", "calibration" | "holdout" | "metric", "packages", *_):
             return "installed"
         case ("facts", "platform" | "gpu_here", *_):
             return "this machine"
         case ("inputs", str(name), *_):
-            return _because_input(name, then, now)
+            return _because_input(name, then, now, store)
     return _because_config(_config_paths(path, now), then, now)
 
 
-def _because_input(name: str, then: Side, now: Side) -> str:
+def _because_input(name: str, then: Side, now: Side, store: Store) -> str:
     source, _, output = (now.source(name) or then.source(name)).partition(".")
     if now.source(name) != then.source(name):
         return _because_config([f"steps.{now.made.get('step')}.inputs.{name}"], then, now)
     if source != MODEL:
-        return f"{source} is to run first" if now.at(("inputs", name)) is None else f"{source} gave other bytes"
+        if now.at(("inputs", name)) is None:
+            return f"{source} is to run first"
+        changes = _structure_changes(name, then, now, store) if output == STRUCTURE else []
+        return f"{source} gave {'; '.join(['another structure', *changes]) if changes else 'other bytes'}"
     path = _MODEL_FILES[output]
     if causing(now.overrides, path) == causing(then.overrides, path):
         return "another content"
     return _because_config([path], then, now)
+
+
+def _structure_changes(name: str, then: Side, now: Side, store: Store) -> list[str]:
+    """What changed between the structures that both sides took as the input `name`, if both are still there."""
+    from stages import structure_changes
+
+    both = []
+    for side in (then, now):
+        digests = side.at(("inputs", name))
+        both.append([store.path(Blob(each, 0)) for each in ([digests] if isinstance(digests, str) else digests or ())])
+    if not all(files and all(map(FilePath.is_file, files)) for files in both):
+        return []
+    told = structure_changes.between(*both)
+    more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
+    return [*told[:TOLD], *more]
 
 
 def _because_config(paths: Sequence[str], then: Side, now: Side) -> str:
@@ -192,6 +220,8 @@ def _config_paths(path: Path, side: Side) -> list[str]:
             return ["model.profiles", "model.dims"]
         case ["facts", "calibration" | "holdout" as data, *rest]:
             return [".".join(["model", data, *rest])]
+        case ["facts", "metric", *_]:
+            return ["model.holdout.metric", "model.holdout.metric_direction"]
         case ["facts", "source", *rest]:
             return [".".join(["model", *(_SOURCE.get(part, part) for part in rest)])]
         case ["facts", "backend"]:
@@ -199,7 +229,7 @@ def _config_paths(path: Path, side: Side) -> list[str]:
     return [f"{target}.{names[-1]}"]
 
 
-def _word(path: Path, then: Side, now: Side) -> str:
+def _word(path: Path, then: Side, now: Side, store: Store) -> str:
     before, after = then.at(path), now.at(path)
     change = f"{_plain(before)} -> {_plain(after)}"
     match path:
@@ -210,16 +240,16 @@ def _word(path: Path, then: Side, now: Side) -> str:
         case ("facts", "backend_version"):
             return f"{now.at(('facts', 'backend'))} {change}"
         case ("inputs", str(name)):
-            return _input_word(name, before, after, then, now)
+            return _input_word(name, before, after, then, now, store)
         case ("config", *_) | ("stage",) | ("facts", "calibration" | "holdout", *_):
             where = _config_paths(path, now)[0]
         case _:
             where = spell(path).removeprefix("facts.")
-    return f"{where} {change}, {_by(where, because(path, then, now))}"
+    return f"{where} {change}, {_by(where, because(path, then, now, store))}"
 
 
-def _input_word(name: str, before: Any, after: Any, then: Side, now: Side) -> str:
-    reason = because(("inputs", name), then, now)
+def _input_word(name: str, before: Any, after: Any, then: Side, now: Side, store: Store) -> str:
+    reason = because(("inputs", name), then, now, store)
     source, _, output = now.source(name).partition(".")
     if now.source(name) != then.source(name):
         told = f"{now.source(name) or 'nothing'} instead of {then.source(name) or 'nothing'}"

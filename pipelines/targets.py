@@ -15,7 +15,7 @@ from conf.errors import ConfigError, suggest
 from conf.groups import PACKAGE, package_directory
 from conf.schema import LOCAL, Config, Target
 from pipelines.errors import CannotBuildError
-from stages import STAGES, backends
+from stages import STAGES, backends, machine
 from stages.gpus import Gpu, Gpus, architecture, capabilities, why_no_precision
 from stages.gpus import gpus as ask_gpus
 from stages.sizes import size_bytes
@@ -60,6 +60,7 @@ class BuildTarget:
             "gpu": None if portable else self.gpu,
             "platform": f"{sys.platform}_{platform.machine()}",
             "gpu_here": backends.why_not_run(self.backend, self.compute_capability, self.here) is None,
+            "machine": machine.described(self.gpu, self.here.of(self.compute_capability)),
         }
 
     @property
@@ -162,6 +163,29 @@ def refuse_fp32_products(config: Config, chosen: Sequence[BuildTarget], products
             f"flow {config.flow}: {'; '.join(lacking.values())}, and the model does: {products[0]}{more}",
             f"multiply in float16: flow=fp16 or flow=int8_fp16{rest}",
         )
+
+
+def refuse_without_refit(config: Config, chosen: Sequence[BuildTarget]) -> None:
+    """Refuses targets whose plans cannot be refitted here, where a step is not to build them anew instead.
+
+    Raises:
+        CannotBuildError: There are such targets.
+    """
+    if not any(step.stage == "refit" and step.config.fallback == "fail" for step in config.steps.values()):
+        return
+    refused = {target.name: reason for target in chosen if (reason := _why_not_refitted(target))}
+    if refused:
+        told = "; ".join(f"target {name}: {reason}" for name, reason in refused.items())
+        raise CannotBuildError(
+            f"no plan can be refitted here: {told}",
+            "run it on a machine with the target's GPU, or with refit.fallback=rebuild",
+        )
+
+
+def _why_not_refitted(target: BuildTarget) -> str | None:
+    if reason := backends.why_not_refittable(target.backend, target.compute_capability, target.here):
+        return reason
+    return None if target.facts["gpu_here"] else backends.no_gpu(target.compute_capability)
 
 
 def _with_precision(precision: str, like: BuildTarget) -> list[str]:

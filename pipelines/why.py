@@ -19,6 +19,7 @@ from artifacts.store import Store
 from conf.compose import compose
 from conf.errors import ConfigError, suggest
 from conf.origin import Origins
+from pipelines import lookup
 from pipelines.execute import Outcome
 from pipelines.graph import Node
 from pipelines.keys import why_not_keyed
@@ -45,6 +46,7 @@ class Explanation:
         differences: From `before` to `after`.
         first: The steps that are to run before it, each with its own reason.
         needless: Overrides that are in no key, each with the reason.
+        store: Where the files are that both name.
     """
 
     step: str
@@ -55,6 +57,7 @@ class Explanation:
     same_step: bool
     after: Side
     differences: Sequence[Difference]
+    store: Store
     first: Mapping[str, str] = field(default_factory=dict)
     needless: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,7 +76,12 @@ class Explanation:
             "state": self.state,
             "nearest": self.before.key if self.before else None,
             "differences": [
-                {"field": d.field, "before": d.before, "after": d.after, "because": because(d.path, then, self.after)}
+                {
+                    "field": d.field,
+                    "before": d.before,
+                    "after": d.after,
+                    "because": because(d.path, then, self.after, self.store),
+                }
                 for d in self.differences
             ],
         }
@@ -100,7 +108,7 @@ def why(
         return explain(session, what, Origins(overrides, config_dirs))
     keys = [what, *(text for text in overrides[:1] if _KEY.fullmatch(text))]
     store = Store(Path(compose(overrides[len(keys) - 1 :], config_dirs).store.root))
-    records = [_record(store, key) for key in keys]
+    records = [lookup.record(key, store) for key in keys]
     return compare(records[0] if len(records) == 2 else None, records[-1], store)
 
 
@@ -131,6 +139,7 @@ def explain(session: Session, name: str, origins: Origins) -> Explanation:
         same_step=bool(found and found.same_step),
         after=side,
         differences=found.differences if found else (),
+        store=session.store,
         first=_first(session, outcome.node),
         needless=_needless(origins.overrides, outcome.node),
     )
@@ -150,6 +159,7 @@ def compare(before: Record | None, after: Record, store: Store) -> Explanation:
         same_step=found.same_step if found else before is not None,
         after=Side.of(after),
         differences=difference(before.fields, after.fields) if before else (),
+        store=store,
     )
 
 
@@ -170,7 +180,7 @@ def print_explanation(explained: Explanation) -> None:
         return
     nearest = "nearest earlier record" if explained.same_step else "nearest earlier record, of another step or model"
     print(f"{nearest}: {_history(before.key, before.provenance)}")
-    told = words(explained.differences, Side.of(before), explained.after)
+    told = words(explained.differences, Side.of(before), explained.after, explained.store)
     print("\n".join(f"  {line}" for line in told) if told else "  no difference: both ask the same")
 
 
@@ -203,15 +213,6 @@ def _question(session: Session, outcome: Outcome) -> Mapping[str, Any]:
     to_come = Record({}, {output: Blob("", 0) for _, output in node.upstream.values()})
     question = session.workshop.question(node, {name: known.get(name, to_come) for name in node.before})
     return {**question, "inputs": {name: given or None for name, given in question["inputs"].items()}}
-
-
-def _record(store: Store, key: str) -> Record:
-    found = sorted(path.stem for path in (store.root / "records").glob(f"{key}*.json"))
-    record = store.record(found[0]) if len(found) == 1 else None
-    if record is None:
-        what = f"{len(found)} records begin so" if len(found) > 1 else "no readable record of the store has this key"
-        raise ConfigError(f"{key}: {what}: {store.root}", "give a whole key out of `trtforge status --json`")
-    return record
 
 
 def _find(session: Session, name: str) -> Node:

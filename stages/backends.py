@@ -114,6 +114,41 @@ BACKENDS: Mapping[str, Backend] = {
 }
 
 
+@dataclass(frozen=True)
+class KnownBad:
+    """Releases whose refittable plans compute something wrong.
+
+    Attributes:
+        backend: Whose.
+        since: The first of them.
+        below: The first release after them.
+        refit: The words of `BuildConfig.refit` that lead to it.
+        what: What goes wrong.
+        instead: What to do.
+    """
+
+    backend: str
+    since: str
+    below: str
+    refit: tuple[str, ...]
+    what: str
+    instead: str
+
+
+KNOWN_BAD: tuple[KnownBad, ...] = (
+    # NVIDIA's page on refitting of 11.3.0 says it of REFIT, and that REFIT_IDENTICAL does not do it; that of 11.4.0 has
+    # no such words. Nobody says it of REFIT_INDIVIDUAL, and nobody says that it is free of it.
+    KnownBad(
+        backend="tensorrt",
+        since="11.3",
+        below="11.4",
+        refit=("any", "named"),
+        what="a refittable plan can lose the bias of a matrix product (Gemm), even before a refit",
+        instead="take tensorrt 11.4 or 11.2 for this target, or refit: identical or none",
+    ),
+)
+
+
 def find(backend: str) -> Backend:
     """The backend of this name.
 
@@ -215,6 +250,19 @@ def enum_name(compute_capability: str) -> str:
 def has_refit_flag(backend: str, version: str) -> bool:
     """Whether this version serializes a refitted engine with `SerializationFlag.INCLUDE_REFIT`."""
     return _numbers(version) >= _numbers(find(backend).refit_flag_since)
+
+
+def known_bad(backend: str, version: str, refit: str) -> KnownBad | None:
+    """What goes wrong with plans of this version that are built with `refit`; None where nobody knows of anything."""
+    return next(
+        (
+            bad
+            for bad in KNOWN_BAD
+            if bad.backend == backend and refit in bad.refit
+            if _numbers(bad.since) <= _numbers(version) < _numbers(bad.below)
+        ),
+        None,
+    )
 
 
 def is_before(version: str, other: str) -> bool:

@@ -13,7 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import backends, fake_quant, knobs, network, plan, profiles, settings, timing_cache
+from stages import (
+    backends,
+    fake_quant,
+    knobs,
+    layer_report,
+    network,
+    plan,
+    profiles,
+    settings,
+    split,
+    structure,
+    timing_cache,
+)
 from stages.build_config import BuildConfig
 from stages.builder_log import build_error, config_error, make_logger, plain, start
 from stages.gpus import capabilities, gpus, use
@@ -26,18 +38,30 @@ _LENIENT = "allow_fake_quant"
 
 
 def build(job: Job[BuildConfig]) -> Metrics:
-    """Builds `onnx` into `plan` for the target that the facts describe.
+    """`build_model` of `onnx`, with made-up weights where it is a structure."""
+    return build_model(job, lambda: _model(job))
+
+
+def build_model(job: Job[BuildConfig], read: Callable[[], tuple[network.Model, int]]) -> Metrics:
+    """Builds a model into `plan` for the target that the facts describe, and says in `layers` what runs in it.
+
+    Args:
+        job: Its `onnx` is not looked at.
+        read: Gives the model, and how many of its weights are made up.
 
     Returns:
-        Metrics: `plan_bytes`, `layers`, `compute_capabilities`, `backend_version`, `refittable`, `refit_reason` (why a
-        refittable plan was asked for and not made), `without_effect` (settings that change nothing on this backend),
+        Metrics: `plan_bytes`, `layers` (of the network), `compute_capabilities`, `backend_version`, `refittable`,
+        `refit_reason` (why a refittable plan was asked for and not made), `made_up_weights` (how many weights have to
+        be put in before the plan is of use), `without_effect` (settings that change nothing on this backend),
         `timing_cache` (as `stages.timing_cache.write` returns it; null where there is none), `seconds` of `parse` and
-        `build`, and what `fake_quant.checked` says of the plan.
+        `build`, what `fake_quant.checked` says of the plan, and `layers_run` and `precisions` of `stages.layer_report`.
 
     Raises:
         StageError: The backend is missing or of another version, cannot build for the target, does not take the model
             or a setting; or the plan it made is not for the target, or computes in float what the model has quantized.
     """
+    from onnx import ModelProto
+
     facts, config = job.facts, job.config
     backend, compute_capability = facts["backend"], facts["compute_capability"]
     require_had(config, facts)
@@ -51,7 +75,9 @@ def build(job: Job[BuildConfig]) -> Metrics:
         print(f"[WARNING] {backend} takes these settings without effect: {', '.join(needless)}", file=sys.stderr)
 
     job.progress("parse", None)
-    model = network.read_model(job.inputs["onnx"])
+    model, made_up = read()
+    if config.refittable_weights:
+        values = settings.with_weights(values, config.refittable_weights, model.refittable)
     builder = _Builder(trt, backend, compute_capability, job.progress)
     network.load_plugins(builder.builder.get_plugin_registry(), plugins)
     seconds = {"parse": _timed(lambda: builder.parse(model, facts["profiles"]))}
@@ -70,20 +96,45 @@ def build(job: Job[BuildConfig]) -> Metrics:
         "backend_version": header.version,
         "refittable": config.refittable and refit_reason is None,
         "refit_reason": refit_reason,
+        "made_up_weights": made_up,
         "without_effect": needless,
         "timing_cache": measured,
         "seconds": seconds,
         **fake_quant.checked(model.content, destination, compute_capability, config.allow_fake_quant),
+        **layer_report.keep(
+            ModelProto.FromString(model.content), destination, facts["profiles"], job.out, builder.logger.layers
+        ),
     }
+
+
+def _model(job: Job[BuildConfig]) -> tuple[network.Model, int]:
+    """The model to build, and how many of its weights had to be made up: those of a structure."""
+    scratch = job.out / "made_up.safetensors"
+    model, made_up = split.filled(job.inputs["onnx"], scratch)
+    if made_up and job.config.refit not in split.MODES:
+        raise StageError(
+            f"the ONNX file has no values for {made_up} weights, and refit is {job.config.refit}",
+            f"build the whole model, or a plan that takes weights later: refit: {' or '.join(split.MODES)}",
+        )
+    if job.config.refittable:
+        # The parser's refitter knows Constant nodes by their output's name, and batch normalisations by their order:
+        # both are to be those of what `split.joined` gives.
+        model, _ = structure.split(model, lambda weights: ())
+    checked = network.checked(model)
+    scratch.unlink(missing_ok=True)  # what is mapped stays until it is let go
+    return checked, made_up
 
 
 def require_had(config: BuildConfig, facts: Mapping[str, Any]) -> None:
     """Holds `config` to what the target's backend has: asked before anything runs.
 
     Raises:
-        StageError: It sets what this version of the backend lacks.
+        StageError: It sets what this version of the backend lacks, or gets wrong.
     """
-    knobs.require_had(config, facts["backend"], facts["backend_version"])
+    backend, version = facts["backend"], facts["backend_version"]
+    knobs.require_had(config, backend, version)
+    if bad := backends.known_bad(backend, version, config.refit):
+        raise StageError(f"refit={config.refit}: {backend} {version}: {bad.what}", bad.instead)
 
 
 def keyed(config: BuildConfig, facts: Mapping[str, Any]) -> dict[str, JSON]:
@@ -301,12 +352,12 @@ def _timed(work: Callable[[], None]) -> float:
 
 STAGE = Stage(
     name="build",
-    version=3,
+    version=4,
     config=BuildConfig,
     run=build,
     inputs=("onnx",),
     optional=("plugins",),
-    outputs={"plan": "model.plan"},
+    outputs={"plan": "model.plan", "layers": layer_report.FILE},
     facts=("backend", "backend_version", "compute_capability", "gpu", "platform", "profiles"),
     # Whether a plan comes out refittable can depend on a GPU being there; any other plan does not.
     facts_when=lambda config: ("gpu_here",) if config.refittable else (),

@@ -11,7 +11,7 @@ from typing import Any
 
 from stages.allowed import require, require_at_least, require_between, require_size, require_word
 
-REFIT = ("none", "any", "identical", "individual")
+REFIT = ("none", "any", "identical", "named")
 PROFILING_VERBOSITY = ("layer_names_only", "none", "detailed")
 TILING_OPTIMIZATION_LEVEL = ("none", "fast", "moderate", "full")
 HARDWARE_COMPATIBILITY_LEVEL = ("none", "ampere_plus", "same_compute_capability")
@@ -113,8 +113,8 @@ class BuildConfig:
         exclude_lean_runtime: Whether a version-compatible plan comes without the lean runtime.
         runtime_platform: `same_as_build` or `windows_amd64`: where the plan will run.
         refit: `none`; `any`: other weights can be put in, at some cost of speed; `identical`: full speed, and only the
-            weights that it was built with may be put in; `individual`: those of `refittable_weights`.
-        refittable_weights: Names of the initializers that `refit: individual` is about.
+            weights that it was built with may be put in; `named`: others can be put in of `refittable_weights` alone.
+        refittable_weights: Patterns of the initializers' names that `refit: named` is about: `['*lora*']`.
         strip_plan: Whether the plan comes without its weights; null: with `refit: identical` it does.
         weight_streaming: Whether weights can be streamed from the host; how many is said when the engine is loaded.
         require_user_allocation: Whether whoever runs the plan gives it its memory.
@@ -209,10 +209,8 @@ class BuildConfig:
         needs = "with a timing cache, which disable_timing_cache: true and optimization_level: 0 do without"
         for key in ("pin_tactics", "error_on_miss"):
             require(timed or not getattr(self, key), key, getattr(self, key), needs)
-        weights, individual = self.refittable_weights, self.refit == "individual"
-        require(
-            bool(weights) == individual, "refittable_weights", weights, "names, with refit: individual and only then"
-        )
+        weights, named = self.refittable_weights, self.refit == "named"
+        require(bool(weights) == named, "refittable_weights", weights, "patterns, with refit: named and only then")
 
     @property
     def refittable(self) -> bool:

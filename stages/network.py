@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import onnx_data, onnx_file
+from stages import onnx_data, onnx_file, structure
 from stages.builder_log import plain
 from stages.onnx_check import check_structure
 from stages.stage import StageError
@@ -29,30 +29,41 @@ class Model:
         content: The serialized model without the weights that lie in external files.
         weights: These, as ONNX stores them, by name; mapped, not read.
         custom: Operators of domains that are not ONNX's, `acme::Foo`, by the name of their node.
+        refittable: The names of the initializers that are weights, wherever they lie (see `stages.structure`).
     """
 
     content: bytes
     weights: Mapping[str, npt.NDArray[np.uint8]]
     custom: Mapping[str, str]
+    refittable: Collection[str]
 
 
 def read_model(paths: Sequence[Path]) -> Model:
-    """Reads and checks an ONNX model, and gives each unnamed dynamic dimension a name of its own.
+    """`checked` of the model in these files: the ONNX file, and its data where it has any.
+
+    Raises:
+        StageError: The model cannot be read, or is no valid ONNX.
+    """
+    return checked(onnx_file.read(paths))
+
+
+def checked(model: onnx.ModelProto) -> Model:
+    """Checks an ONNX model, and gives each unnamed dynamic dimension a name of its own, in place.
 
     Args:
-        paths: The ONNX file, and its data where it has any.
+        model: As `onnx_file.read` gives it: its external weights are pinned.
 
     Raises:
         StageError: The model is no valid ONNX. Operators that ONNX does not know are left to the parser.
     """
-    model = onnx_file.read(paths)
     check_structure(model)
     name_dimensions(model)
     onnx_file.require_one_file(model, "the model without its external data")
     external = [tensor for tensor in model.graph.initializer if onnx_data.is_external(tensor)]
     weights = {tensor.name: onnx_data.mapped(tensor) for tensor in external}
     nodes = (node for node in onnx_file.walk(model.graph.node) if node.name and node.domain not in ("", "ai.onnx"))
-    return Model(model.SerializeToString(), weights, {node.name: f"{node.domain}::{node.op_type}" for node in nodes})
+    custom = {node.name: f"{node.domain}::{node.op_type}" for node in nodes}
+    return Model(model.SerializeToString(), weights, custom, structure.weights(model))
 
 
 def name_dimensions(model: onnx.ModelProto) -> None:
@@ -98,14 +109,19 @@ def load(parser: Any, model: Model) -> None:
 
 
 def parser_error(parser: Any, model: Model) -> StageError:
+    """What an `OnnxParser` or `OnnxParserRefitter` cannot take of `model`."""
+    return StageError(
+        f"TensorRT cannot take this model: {refusal(parser, model)}",
+        "fold the model first, or export it without these operators",
+    )
+
+
+def refusal(parser: Any, model: Model) -> str:
     """All errors of an `OnnxParser` or `OnnxParserRefitter` in one line."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     said = list(dict.fromkeys(_describe(error, model.custom) for error in errors)) or ["it gives no reason"]
     more = f"; and {len(said) - _MOST_NODES_NAMED} more" if len(said) > _MOST_NODES_NAMED else ""
-    return StageError(
-        f"TensorRT cannot take this model: {'; '.join(said[:_MOST_NODES_NAMED])}{more}",
-        "fold the model first, or export it without these operators",
-    )
+    return "; ".join(said[:_MOST_NODES_NAMED]) + more
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 from stages import (
     batches,
@@ -25,7 +26,7 @@ from stages import (
 from stages.allowed import require, require_at_least, require_word
 from stages.data import reading
 from stages.histogram_file import Observed
-from stages.quantize import PRECISIONS, QuantizeConfig
+from stages.quantize import AUTO, PRECISIONS, QuantizeConfig, require_patterns_or_auto
 from stages.stage import JSON, Job, Metrics, Stage, StageError
 from stages.tensor_ranges import TensorRange
 
@@ -48,7 +49,7 @@ class RangesConfig:
         labels: For `auto`: the name of the label array in held-out data, so that accuracy decides; None: SQNR does.
         precision: As `quantize`'s, as all that follow, so that `auto` tries what it will make: `int8` or `fp8`.
         attention: `none` or `qk_pv`; as calibration's, too.
-        skip: Nodes that stay in float.
+        skip: Nodes that stay in float; `auto` is none, since they are looked for with the ranges.
         only: The convolutions and matrix products that do not; none: all.
         skip_ops: Operators that stay in float.
         only_ops: Those that do not; none: all.
@@ -62,7 +63,7 @@ class RangesConfig:
     labels: str | None = None
     precision: str = "int8"
     attention: str = "none"
-    skip: list[str] = field(default_factory=list)
+    skip: Any = field(default_factory=list)
     only: list[str] = field(default_factory=list)
     skip_ops: list[str] = field(default_factory=list)
     only_ops: list[str] = field(default_factory=list)
@@ -73,6 +74,9 @@ class RangesConfig:
         require_word(self, "precision", tuple(PRECISIONS))
         require_word(self, "algorithm", ("auto", *self.algorithms))
         require_word(self, "attention", quantization.ATTENTION)
+        require_patterns_or_auto(self.skip)
+        if self.skip == AUTO:
+            object.__setattr__(self, "skip", [])  # so that it is the same question as without
         require(0 < self.percentile <= 100, "percentile", self.percentile, "above 0, at most 100")
 
     @property
@@ -245,4 +249,5 @@ STAGE = Stage(
     facts=("calibration",),
     facts_when=lambda config: ("holdout",) if config.labels is not None else (),
     tools=("onnx", "onnxruntime", "numpy"),
+    instead_of={"given": ("histograms", "calibration")},
 )

@@ -52,6 +52,15 @@ class Runtime:
 
 
 def open_onnx(paths: Sequence[Path]) -> Runtime:
+    """`open_model` of the model in these files: the ONNX file, and its data where it has any.
+
+    Raises:
+        StageError: It cannot be read, or nothing can run it.
+    """
+    return open_model(onnx_file.read(paths))
+
+
+def open_model(model: onnx.ModelProto) -> Runtime:
     """ONNX Runtime's CPU provider; where it cannot run the model, ONNX's reference evaluator.
 
     ONNX Runtime lacks CPU kernels for bfloat16, and takes no bfloat16 from NumPy.
@@ -60,14 +69,13 @@ def open_onnx(paths: Sequence[Path]) -> Runtime:
     TensorRT (and saturate in 16 bits on CPUs without VNNI), and the numbers would be about another model.
 
     Args:
-        paths: The ONNX file, and its data where it has any.
+        model: As `onnx_file.read` gives it.
 
     Raises:
         StageError: Neither can run it; says why of both.
     """
     import onnxruntime
 
-    model = onnx_file.read(paths)
     inputs = model_inputs(model)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

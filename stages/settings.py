@@ -6,11 +6,12 @@ as asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from stages import onnx_graph
 from stages.build_config import REFIT
 from stages.builder_log import config_error
 from stages.knobs import Kind, Knob, find
@@ -53,6 +54,21 @@ def apply(on: Objects, values: Mapping[str, Any]) -> None:
         got = reading(on, knob, value)
         if got != value:
             raise config_error(path, value, got, on.backend, on.errors)
+
+
+def with_weights(values: Mapping[str, Any], patterns: Sequence[str], weights: Collection[str]) -> dict[str, Any]:
+    """`values` with the names of weights in the place of the patterns of `refittable_weights`, where they have these.
+
+    Args:
+        values: By the knobs' paths.
+        patterns: Of names, such as `*lora*`.
+        weights: The names of the model's weights.
+
+    Raises:
+        StageError: A pattern fits the name of no weight; names near ones.
+    """
+    names = sorted(onnx_graph.matching_names(sorted(weights), patterns, "refittable_weights", "weight"))
+    return {**values, **{path: names for path in values if find(path).kind is Kind.WEIGHTS}}
 
 
 def device_of(layer: str, patterns: Mapping[str, str]) -> str | None:
@@ -129,8 +145,8 @@ def _mark_weights(on: Objects, knob: Knob, value: Sequence[str]) -> None:
     for name in value:
         if not on.network.mark_weights_refittable(name):
             raise StageError(
-                f"{knob.path}: the network has no weights {name!r}",
-                "name initializers of the ONNX that the step gets: trtforge inspect lists them",
+                f"{knob.path}: the network has no weights {name!r}: the parser made them part of something else",
+                f"leave it out of the patterns of {knob.path}",
             )
 
 

@@ -43,6 +43,7 @@ TARGET_FACTS: Mapping[str, str] = {
     "gpu": "the target's GPU by name; null where the backend's plans run on any GPU of the capability",
     "platform": "the operating system and CPU the plan is for, such as 'linux_x86_64'",
     "gpu_here": "whether a GPU that can execute the target's plans is in the machine that runs the step",
+    "machine": "{'cpu', 'cores', 'gpu'}: the CPU of that machine, the cores that may be used, and such a GPU by name",
 }
 """Facts of the target. A stage that depends on one of them runs once per target."""
 
@@ -55,6 +56,7 @@ MODEL_FACTS: Mapping[str, str] = {
     "calibration": "which samples are taken, how they become arrays, and what else they depend on beside the content "
     "of files (pipelines.data); null where the model has none",
     "holdout": "the same of held-out data",
+    "metric": "{'callable', 'direction', 'packages'}: the user's own metric on them; null where there is none",
 }
 """Facts of the model that its config states and its files do not."""
 
@@ -140,8 +142,10 @@ class Stage(Generic[C]):
         precisions: Names out of `stages.gpus.PRECISIONS`: what a target must have to run what comes out.
         uses_gpu: Whether it runs something on the target's GPU, where the backend and the machine let it: with TensorRT
             it has that GPU for itself.
+        measures_time: Whether it measures how long something takes: of such steps a machine runs one at a time.
         by_address: Whether what it calls orders things by their address in memory: it runs in a process that has them
             at the same place each time, as far as the kernel lets it.
+        instead_of: The inputs that an optional input takes the place of, where it is given.
         keeps_fp32: Whether the matrix products that go in as float32 come out as float32.
     """
 
@@ -162,7 +166,9 @@ class Stage(Generic[C]):
     remembers: Callable[[C, Mapping[str, Any]], Remembers] = lambda config, facts: "nothing"
     precisions: Callable[[C], tuple[str, ...]] = lambda config: ()
     uses_gpu: bool = False
+    measures_time: bool = False
     by_address: bool = False
+    instead_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keeps_fp32: Callable[[C], bool] = lambda config: True
 
     def written(self, directory: Path) -> dict[str, Path]:

@@ -1,14 +1,15 @@
 """`backend=tensorrt` from the command line to a published plan, on a machine that is made up.
 
 The bindings of TensorRT are real, and so are cuda-python and Polygraphy; the libraries under them are stand-ins with
-one GPU, an L4, that copies the input to the output. What is shown is that the pipeline makes the calls, and keeps the
-facts; tests/pipelines/test_on_gpu.py shows the rest where there is a GPU.
+one GPU, an L4, that copies the input to the output, or scales it. What is shown is that the pipeline makes the calls,
+and keeps the facts; tests/pipelines/test_on_gpu.py shows the rest where there is a GPU.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx import helper
 
@@ -45,6 +46,24 @@ def test_a_plan_is_built_executed_and_published_beside_one_of_the_other_backend(
     record = machine("inspect", "--json", ran.step("build", "local")["key"]).document
     assert record["facts"]["gpu"] == "NVIDIA L4" and record["facts"]["backend_version"] == version
     assert {*machine.status(*LOCAL).states().values()} == {"cached"}
+
+
+@pytest.mark.parametrize("machine", ["11.4.0.106"], indirect=True)
+def test_new_weights_are_put_into_the_plan_that_is_there_and_compared(machine, tmp_path):
+    """The one GPU computes what the model does, with the weights that its plan was given."""
+    overrides = ("flow=refit", "model=onnx", "model.path=scale.onnx", "model.dims.n=[1,2,8]", *LOCAL[-2:])
+    ran, plans = {}, {}
+    for scale in (1.0, 2.0):
+        nodes = [helper.make_node("Mul", ["x", "w"], ["s"]), helper.make_node("Add", ["s", "b"], ["y"])]
+        weights = {"w": np.full(512, scale, np.float32), "b": np.full(1, scale, np.float32)}
+        save(model(nodes, {"x": ["n", 512]}, {"y": ["n", 512]}, weights), tmp_path / "scale.onnx")
+        ran[scale] = machine.build(*overrides)
+        assert ran[scale].code == 0, ran[scale].err
+        put_in, validated = (ran[scale].step(step, "local")["metrics"] for step in ("refit", "validate"))
+        assert (put_in["method"], put_in["weights"], put_in["compared"]["difference"]) == ("refit", 2, 0.0)
+        assert validated["engine_executed"] and validated["engine"]["max_abs_error"] == 0.0
+        plans[scale] = ran[scale].step("refit", "local")["outputs"]["plan"]["digest"]
+    assert ran[2.0].step("build", "local")["state"] == "cached" and plans[1.0] != plans[2.0]
 
 
 @pytest.mark.parametrize("machine", ["10.13.3.9"], indirect=True)

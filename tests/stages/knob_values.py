@@ -11,7 +11,7 @@ from stages.knobs import KNOBS, Kind
 
 _FURTHER: Mapping[str, Mapping[str, Any]] = {
     "exclude_lean_runtime": {"version_compatible": True},
-    "refittable_weights": {"refit": "individual"},
+    "refittable_weights": {"refit": "named"},
 }
 """What a knob does not go without."""
 

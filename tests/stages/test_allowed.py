@@ -25,15 +25,16 @@ BUILD, VALIDATE = "steps.build.config", "steps.validate.config"
         *(("ranges", "percentile", value, "above 0, at most 100") for value in (0, 100.1, float("nan"))),
         *(("ranges", key, 0, "1 and more") for key in ("trial_samples", "cache_version")),
         ("cast", "precision", "fp8", "fp16, bf16, fp32"),
-        ("build", "refit", "some", "none, any, identical, individual"),
+        ("build", "refit", "some", "none, any, identical, named"),
         ("build", "max_num_tactics", 0, "-1, or 1 and more, or null"),
-        ("build", "refittable_weights", ["w"], "names, with refit: individual and only then"),
+        ("build", "refittable_weights", ["w"], "patterns, with refit: named and only then"),
         ("build", "exclude_lean_runtime", True, "with version_compatible: true"),
         ("build", "profiling_verbosity", "loud", "layer_names_only, none, detailed, or null"),
         *(("build", "optimization_level", value, "0 to 5, or null") for value in (-1, 6)),
         ("build", "avg_timing_iterations", 0, "1 and more, or null"),
         ("build", "max_aux_streams", -1, "0 and more, or null"),
         ("refit", "fallback", "maybe", "rebuild, fail"),
+        *(("refit", "tolerance", value, "above 0, below 1, or null") for value in (0.0, 1.0, float("nan"))),
         ("surgery", "compare_max_bytes", -1, "0 and more"),
         ("surgery", "tolerance", -1.0, "0 and more, or null"),
         ("validate", "generated_samples", 0, "1 and more"),
@@ -105,5 +106,6 @@ def test_a_value_taken_from_elsewhere_says_where_to_correct_it() -> None:
 
 
 def test_what_is_right_composes_to_the_same_objects() -> None:
-    assert compose(["flow=refit"]).steps["refit"].config == RefitConfig()
+    built = BuildConfig(refit="any", strip_plan=True)
+    assert compose(["flow=refit"]).steps["refit"].config == RefitConfig(build=built)
     assert compose([f"{BUILD}.optimization_level=5"]).steps["build"].config == BuildConfig(optimization_level=5)

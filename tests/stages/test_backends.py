@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from stages import backends
+from stages.build_config import REFIT
 from stages.gpus import Gpu, Gpus
 from stages.stage import StageError
 
@@ -81,6 +82,20 @@ def test_versions_agree_in_the_numbers_that_both_give() -> None:
 def test_the_refit_flag_came_with_10_14() -> None:
     assert not backends.has_refit_flag("tensorrt", "10.13.3.9")
     assert backends.has_refit_flag("tensorrt", "10.14.1.48") and backends.has_refit_flag("tensorrt_rtx", "1.7.1.116")
+
+
+def test_what_is_known_of_a_version_is_told_of_all_its_builds_and_of_no_other() -> None:
+    assert backends.known_bad("tensorrt", "11.3.0.99", "any") is backends.known_bad("tensorrt", "11.3.1", "named")
+    assert backends.known_bad("tensorrt", "11.3", "any") in backends.KNOWN_BAD
+    for version, refit in (("11.2.1.2", "any"), ("11.4.0.106", "any"), ("11.3.0.99", "identical")):
+        assert backends.known_bad("tensorrt", version, refit) is None
+    assert backends.known_bad("tensorrt_rtx", "11.3.0.99", "any") is None
+
+
+def test_what_is_known_to_go_wrong_is_about_words_of_the_config_and_says_what_to_do() -> None:
+    for bad in backends.KNOWN_BAD:
+        assert {*bad.refit} <= {*REFIT} - {"none"} and bad.backend in backends.BACKENDS
+        assert backends.is_before(bad.since, bad.below) and bad.what and bad.instead
 
 
 def test_the_stages_that_need_heavy_packages_import_without_them() -> None:

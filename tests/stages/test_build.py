@@ -221,7 +221,7 @@ def test_a_workspace_that_holds_no_layer_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [BuildConfig(refit="identical"), BuildConfig(refit="individual", refittable_weights=["w"], strip_plan=True)],
+    [BuildConfig(refit="identical"), BuildConfig(refit="named", refittable_weights=["w"], strip_plan=True)],
 )
 def test_without_a_gpu_an_ordinary_plan_is_made_and_the_metrics_say_so(config: BuildConfig, tmp_path: Path) -> None:
     answer = build(conv(tmp_path / "model.onnx"), tmp_path, config)

@@ -57,7 +57,7 @@ print(json.dumps([build(values) for values in json.loads(sys.argv[2])]))
 FURTHER: dict[str, dict[str, Any]] = {
     "no such tensor": {"io_formats": {"z": ["linear"]}},
     "no such layer": {"layer_device_types": {"pool*": "gpu", "deconv*": "gpu"}},
-    "no such weights": {"refit": "individual", "refittable_weights": ["nowhere"]},
+    "no such weights": {"refit": "named", "refittable_weights": ["nowhere"]},
     "too large": {"memory_pools.tactic_shared_memory": 2**40},
 }
 """What the network has not, and the backend does not take."""
