@@ -55,8 +55,8 @@ def collect(model: Model, signature: Mapping[str, Any] | None) -> Files:
                 )
     else:
         files["source"] = modules(*entry_points(model))
-        if model.weights:
-            files["weights"] = [existing("model.weights", model.weights)]
+    if model.weights:
+        files["weights"] = [existing("model.weights", model.weights)]
     if model.ranges:
         files["ranges"] = [existing("model.ranges", model.ranges)]
     if model.plugins:

@@ -1,8 +1,8 @@
 """The first stage of every flow: the user's model, as one checked ONNX file, its large weights beside it.
 
-Two ways lead there. An ONNX file is read with its external data, checked, and brought to another opset if asked. A
-PyTorch module is made by the user's entry point, exported, and compared with its export over the whole range of its
-dynamic dimensions (`stages.torch_export`).
+Two ways lead there. An ONNX file is read with its external data, given the weights of a checkpoint where there is one
+(`stages.checkpoint`), checked, and brought to another opset if asked. A PyTorch module is made by the user's entry
+point, exported, and compared with its export over the whole range of its dynamic dimensions (`stages.torch_export`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from stages import onnx_file
+from stages import checkpoint, onnx_file
 from stages.allowed import require_at_least
 from stages.onnx_check import check_structure, refuse_nonfinite_weights, require_opset
 from stages.onnx_opset import convert
@@ -53,10 +53,11 @@ def export(job: Job[ExportConfig]) -> Metrics:
     """Writes the model as an ONNX file that the checker accepts and whose weights are finite.
 
     Raises:
-        StageError: The model cannot be read, made, exported or converted, or is not what it should be.
+        StageError: The model cannot be read, made, exported or converted, or is not what it should be, or the
+            checkpoint is not of this model.
     """
     if job.facts["source"]["kind"] != "torch":
-        return _write(_adopt_onnx(job), {}, job)
+        return _write(*_adopt_onnx(job), job)
     with TemporaryDirectory(dir=job.out) as scratch:
         return _write(*export_torch(job, Path(scratch)), job)
 
@@ -77,20 +78,21 @@ def _write(model: onnx.ModelProto, found: Metrics, job: Job[ExportConfig]) -> Me
     }
 
 
-def _adopt_onnx(job: Job[ExportConfig]) -> onnx.ModelProto:
+def _adopt_onnx(job: Job[ExportConfig]) -> tuple[onnx.ModelProto, Metrics]:
     if not job.inputs.get("onnx"):
         raise StageError("the model's source is onnx, and no ONNX file is given", "give it: model.path=net.onnx")
     job.progress("read", None)
     model = onnx_file.read(job.inputs["onnx"])
+    found: Metrics = checkpoint.put(model, job.file("weights")) if job.inputs.get("weights") else {}
     wanted = job.config.opset
     if wanted is None or wanted == onnx_file.default_opset(model):
-        return model
+        return model, found
     check_structure(model)
     job.progress(f"convert to opset {wanted}", None)
     next_step = f"leave steps.export.config.opset out, or export the model at opset {wanted} in its own framework"
     convert(model, wanted, next_step)
     require_opset(model, wanted, next_step)
-    return model
+    return model, found
 
 
 STAGE = Stage(

@@ -48,18 +48,17 @@ class Digits(nn.Module):
         return logits
 
 
-def load(weights: Path | None = None) -> nn.Module:
-    """The network in eval mode.
+def load(weights: Path) -> nn.Module:
+    """The trained network in eval mode.
 
     Args:
-        weights: A safetensors file of its state; None for freshly initialised weights.
+        weights: A safetensors file of its state. It has no default: nobody wants a plan of untrained weights.
     """
-    network = Digits()
-    if weights is not None:
-        from safetensors.torch import load as load_state
+    from safetensors.torch import load as load_state
 
-        # From bytes, not by path: trtforge may hand over an object of its store, whose name has no suffix.
-        network.load_state_dict(load_state(Path(weights).read_bytes()))
+    network = Digits()
+    # From bytes, not by path: trtforge may hand over an object of its store, whose name has no suffix.
+    network.load_state_dict(load_state(Path(weights).read_bytes()))
     return network.eval()
 
 

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
-from examples.digits.network import load
+from examples.digits.network import Digits, load
 from stages import onnx_file
 
 HOLDOUT_IMAGES = 360
@@ -45,8 +45,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     torch.use_deterministic_algorithms(True)
     data = read_data()
-    network = load(options.init)
-    train(network, data, options.epochs, options.seed)
+    network = load(options.init) if options.init else Digits().eval()
+    train(network, data, options.epochs, options.rate, options.seed)
     accuracy = judge(network, data)
     count = sum(parameter.numel() for parameter in network.parameters())
     print(f"{count} parameters, accuracy on {HOLDOUT_IMAGES} held-out images: {accuracy:.4f}")
@@ -68,15 +68,15 @@ def read_data() -> Data:
     return Data(train_images, train_labels, holdout_images, holdout_labels)
 
 
-def train(network: torch.nn.Module, data: Data, epochs: int, seed: int) -> None:
-    """Trains `network` in place: AdamW under a one-cycle schedule, images shifted by up to one pixel."""
+def train(network: torch.nn.Module, data: Data, epochs: int, rate: float, seed: int) -> None:
+    """Trains `network` in place: AdamW under a one-cycle schedule up to `rate`, images shifted by up to one pixel."""
     if epochs == 0:
         return
     images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     steps = epochs * -(-len(images) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
     network.train()
     for _ in range(epochs):
         for chosen in torch.randperm(len(images), generator=generator).split(BATCH):
@@ -142,6 +142,7 @@ def _options() -> argparse.Namespace:
     package_data = Path(__file__).parents[2] / "conf" / "data" / "digits"
     parser.add_argument("--out", type=Path, default=package_data, help="directory to write into (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=40, help="passes over the training images")
+    parser.add_argument("--rate", type=float, default=5e-3, help="the largest learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order and the shifts")
     parser.add_argument("--init", type=Path, help="safetensors to continue from instead of fresh weights")
     return parser.parse_args()

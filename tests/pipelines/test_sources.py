@@ -107,12 +107,22 @@ def test_an_onnx_model_is_its_file_then_its_external_data(tmp_path):
     for name in ("net.onnx", "b.bin", "a.bin"):
         (tmp_path / name).write_bytes(b"")
     signature = {"external_data": ["a.bin", "b.bin"]}
-    files = collect(Model(path=str(tmp_path / "net.onnx"), weights="/not/of/interest"), signature)
+    files = collect(Model(path=str(tmp_path / "net.onnx")), signature)
     assert [path.name for path in files["onnx"]] == ["net.onnx", "a.bin", "b.bin"]
     assert set(files) == {"onnx"}
     (tmp_path / "b.bin").unlink()
     with pytest.raises(ConfigError, match=r"b\.bin"):
         collect(Model(path=str(tmp_path / "net.onnx")), signature)
+
+
+def test_an_onnx_model_may_have_a_checkpoint(tmp_path):
+    for name in ("net.onnx", "w.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    model = Model(path=str(tmp_path / "net.onnx"), weights=str(tmp_path / "w.safetensors"))
+    assert collect(model, {"external_data": []})["weights"] == [tmp_path / "w.safetensors"]
+    model.weights = str(tmp_path / "gone.safetensors")
+    with pytest.raises(ConfigError, match=r"model\.weights=.*gone\.safetensors: no such file"):
+        collect(model, {"external_data": []})
 
 
 def test_ranges_of_the_users_own_are_a_file_of_the_model(tmp_path):
