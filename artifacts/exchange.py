@@ -101,6 +101,14 @@ class Exchange:
         later = {name for name in moved if made.get(theirs[name], "") > _finished(self.store.record(moved[name]))}
         self.remote.write_all({f"refs/{name}": f"{moved[name]}\n".encode() for name in moved.keys() - later})
 
+    def move_refs(self, refs: Mapping[str, str]) -> None:
+        """Lets the names in the remote mean these keys, whatever they mean there: somebody said so.
+
+        Raises:
+            RemoteError: The remote cannot be used.
+        """
+        self.remote.write_all({f"refs/{name}": f"{key}\n".encode() for name, key in refs.items()})
+
     def fetch_refs(self) -> list[str]:
         """Takes over every plan's name of the remote that means nothing here and whose record is here.
 
@@ -244,10 +252,10 @@ class Exchange:
         for blob in blobs:
             if problem := self.store.problem(blob):
                 raise StoreError(problem, "run `trtforge build` again: it rebuilds what is damaged")
-        files = {_object_name(blob): (self.store.path(blob), blob.bytes) for blob in blobs}
-        sizes = dict(zip(files, self.remote.sizes(list(files)), strict=True))
-        fresh = {name for name, (_, size) in files.items() if sizes[name] != size or name in self._damaged}
-        self.remote.upload({name: files[name][0] for name in fresh})
+        named = {_object_name(blob): blob for blob in blobs}
+        sizes = dict(zip(named, self.remote.sizes(list(named)), strict=True))
+        fresh = {name for name, blob in named.items() if sizes[name] != blob.bytes or name in self._damaged}
+        self.remote.upload({name: self.store.path(named[name]) for name in fresh})
         self._damaged -= fresh
 
     def _damage(self, name: str, what: str) -> RemoteError:

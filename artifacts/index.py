@@ -65,6 +65,11 @@ class About:
     flow: str | None
     finished: str | None = None
 
+    @property
+    def title(self) -> str:
+        """`build[l4] of digits`."""
+        return f"{self.step}[{self.target}] of {self.model}" if self.target else f"{self.step} of {self.model}"
+
     @classmethod
     def of(cls, record: Record) -> About:
         """Whose question `record` answers."""

@@ -2,6 +2,7 @@
 
 ```
 <root>/objects/ab/cdef…          content, mode 0444, named by its sha256
+<root>/deltas/ab/cdef…           content that is kept beside other content; see `artifacts.deltas`
 <root>/records/<key>.json        question -> answer
 <root>/refs/plans/…              names for people -> key
 <root>/published/…               directories that were published: plan and manifest
@@ -29,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from artifacts import claims, digest, locks
+from artifacts import claims, deltas, digest, locks
 from artifacts.errors import NewerFormatError, StoreError
 from artifacts.memo import Memo
 from artifacts.record import Blob, Record
@@ -82,11 +83,48 @@ class Store:
     # Objects
 
     def path(self, blob: Blob) -> Path:
-        """Where the content of `blob` lies."""
+        """Where the content of `blob` lies, whole: an object that is kept as a delta is one file again first.
+
+        Raises:
+            StoreError: The object is kept as a delta, and is damaged or the store cannot be written.
+        """
+        place = self.place(blob)
+        if not place.exists() and self.delta(blob).exists():
+            with self.scratch() as aside:
+                with self._writing():
+                    (aside / "whole").write_bytes(self._unpacked(blob))
+                self.move_in(aside / "whole", place)
+        return place
+
+    def place(self, blob: Blob) -> Path:
+        """Where the content of `blob` lies when it is whole."""
         return self.root / "objects" / blob.digest[:2] / blob.digest[2:]
+
+    def delta(self, blob: Blob) -> Path:
+        """Where the content of `blob` lies when it is kept as a delta."""
+        return deltas.place(self.root, blob.digest)
+
+    def disk_bytes(self, blob: Blob) -> int:
+        """How much of the disk the content of `blob` takes, without the base that it may be kept beside; 0: gone."""
+        with suppress(OSError):
+            return self.place(blob).stat().st_size
+        with suppress(OSError):
+            return self.delta(blob).stat().st_size
+        return 0
+
+    def objects(self, beginning: str) -> list[str]:
+        """The digests of all objects whose digest begins with these two or more hex digits, whole ones and deltas."""
+        folders = (self.root / kind / beginning[:2] for kind in ("objects", "deltas"))
+        found = {beginning[:2] + path.name for folder in folders for path in folder.glob(f"{beginning[2:]}*")}
+        return sorted(filter(digest.is_digest, found))
 
     def problem(self, blob: Blob) -> str:
         """What is wrong with the object of `blob`: gone, of another size, of other content; empty if nothing is."""
+        problem = self._problem_of_whole(blob)
+        return problem if problem is not None else self._problem_of_delta(blob)
+
+    def _problem_of_whole(self, blob: Blob) -> str | None:
+        """What is wrong with the file of `blob`, empty if nothing is; None where there is none."""
         path = f"{self.root}/objects/{blob.digest[:2]}/{blob.digest[2:]}"  # asked 16,000 times for a catalog
         try:
             stat = os.stat(path)  # noqa: PTH116
@@ -95,10 +133,38 @@ class Store:
             if self.memo.digest_of(path, stat) != blob.digest:
                 return f"object {blob.digest} is damaged: its content has another digest"
         except FileNotFoundError:
-            return f"object {blob.digest} is gone"
+            return None
         except OSError as error:
             return f"object {blob.digest} cannot be read: {error.strerror}"
         return ""
+
+    def _problem_of_delta(self, blob: Blob) -> str:
+        try:
+            known = deltas.check(self.delta(blob))
+        except FileNotFoundError:
+            return f"object {blob.digest} is gone"
+        except StoreError as error:
+            return error.what
+        except OSError as error:
+            return f"object {blob.digest} cannot be read: {error.strerror}"
+        if known.bytes != blob.bytes:
+            return f"object {blob.digest} is damaged: {known.bytes} bytes, not {blob.bytes}"
+        problems = [self._problem_of_base(base) for base in known.bases]
+        return next((f"object {blob.digest} is kept as a delta: {problem}" for problem in problems if problem), "")
+
+    def _problem_of_base(self, blob: Blob) -> str:
+        problem = self._problem_of_whole(blob)
+        return f"object {blob.digest} is gone" if problem is None else problem
+
+    def _unpacked(self, blob: Blob) -> bytes:
+        bases = deltas.read(self.delta(blob)).bases
+        if problem := next(filter(None, map(self._problem_of_base, bases)), ""):
+            raise StoreError(f"object {blob.digest} is kept as a delta: {problem}", "run `trtforge verify --repair`")
+        content = deltas.unpacked(self.delta(blob), self.place)
+        if digest.of_bytes(content) != blob.digest:
+            what = f"object {blob.digest} is damaged: other content comes out of its delta"
+            raise StoreError(what, "run `trtforge verify --repair`, then the build again")
+        return content
 
     def add(self, source: Path) -> Blob:
         """Takes the file at `source`, which lies on the store's file system, as an object.
@@ -109,7 +175,7 @@ class Store:
         with self._writing():
             blob = Blob(digest.of_file(source), source.stat().st_size)
         # The same bytes may be there already: then nothing changes, and damage is mended.
-        self.move_in(source, self.path(blob))
+        self.move_in(source, self.place(blob))
         return blob
 
     def move_in(self, source: Path, target: Path) -> None:
@@ -166,10 +232,23 @@ class Store:
             learn(answers)
         if answers != key:
             return Miss(f"record {key} is damaged: it answers {answers}", (self.record_path(key),))
-        problems = {self.path(blob): reason for blob in record.outputs.values() if (reason := self.problem(blob))}
+        problems = {blob: reason for blob in record.outputs.values() if (reason := self.problem(blob))}
         if problems:
-            return Miss("; ".join(problems.values()), tuple(path for path in problems if path.exists()))
+            return Miss("; ".join(problems.values()), tuple(path for blob in problems for path in self._at_fault(blob)))
         return Hit(record)
+
+    def _at_fault(self, blob: Blob) -> list[Path]:
+        """The files for which an object with a problem cannot be used: its own, or those of its bases."""
+        if self.place(blob).exists():
+            return [self.place(blob)]
+        try:
+            bases = deltas.read(self.delta(blob)).bases
+        except (FileNotFoundError, NewerFormatError):
+            return []
+        except (StoreError, OSError):
+            return [self.delta(blob)]
+        bad = [base for base in bases if self._problem_of_base(base)]
+        return [place for place in map(self.place, bad) if place.exists()] if bad else [self.delta(blob)]
 
     def put(self, record: Record) -> None:
         """Keeps `record`, whose outputs and log are objects already; one of a newer format is left as it is.

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from artifacts import digest, timing
+from artifacts import deltas, digest, publications, timing
 from artifacts.errors import NewerFormatError, StoreError
 from artifacts.record import Blob, Record
 from artifacts.store import Store
@@ -86,7 +86,7 @@ class _Holders:
 
 
 def verify(store: Store, progress: Progress = lambda phase, fraction: None) -> Report:
-    """Looks at every object, timing cache, record, ref and published directory of `store`; changes nothing.
+    """Looks at all content, records, names and histories of `store`; changes nothing.
 
     Raises:
         OSError: A directory of the store cannot be listed.
@@ -95,6 +95,7 @@ def verify(store: Store, progress: Progress = lambda phase, fraction: None) -> R
     # Names first and content last: what a running build writes meanwhile is there before what points to it.
     refs = list(_check_refs(store, report, holders))
     published = list(_published(store, report))
+    _check_publications(store, report)
     _check_records(store, report, holders)
     report.findings += [found for name, key in refs if (found := _check_ref(store, name, key))]
     _check_content(store, report, holders, published, progress)
@@ -173,6 +174,14 @@ def _published(store: Store, report: Report) -> Iterator[Path]:
         yield from sorted((base / ".by-key").iterdir())
 
 
+def _check_publications(store: Store, report: Report) -> None:
+    """What was published, one after the other, and what gates refused. No answer is lost with it."""
+    for path in publications.files(store):
+        report.files += 1
+        if what := publications.problem(path):
+            report.findings.append(_finding(store, path, what))
+
+
 # Records
 
 
@@ -222,13 +231,15 @@ def _check_content(
         if found := _check_presence(store, blob):
             report.findings.append(holders.lost(found, [blob]))
     objects = [(path, _size(path)) for path in _files(store.root / "objects")]
+    packed = [(path, _size(path)) for path in _files(store.root / "deltas")]
     caches = [(path, _size(path)) for path in _files(store.root / "timing")]
     copies = [(path, sum(map(_size, _files(path)))) for path in published]
-    everything = (*objects, *caches, *copies)
+    everything = (*objects, *packed, *caches, *copies)
     total = sum(size for _, size in everything) or 1
     report.files += len(everything)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         looked = [pool.submit(_check_object, store, path, holders) for path, _ in objects]
+        looked += [pool.submit(_check_delta, store, path, holders, report) for path, _ in packed]
         looked += [pool.submit(_check_timing, store, path) for path, _ in caches]
         looked += [pool.submit(_check_copy, store, path, holders) for path, _ in copies]
         for future, (path, size) in zip(looked, everything, strict=True):
@@ -236,11 +247,15 @@ def _check_content(
                 report.findings.append(found)
             report.bytes += size
             progress(f"reading {path.parent.name}/{path.name[:8]}", report.bytes / total)
+    damaged = {store.root / finding.path for finding in report.findings if finding.cure == "aside"}
+    for path in (path for path, _ in packed if path not in damaged):
+        if found := _check_bases(store, path, holders, damaged):
+            report.findings.append(found)
 
 
 def _check_presence(store: Store, blob: Blob) -> Finding | None:
-    path = store.path(blob)
-    if path.exists():
+    path = store.place(blob)
+    if path.exists() or store.delta(blob).exists():
         return None  # its size is what it should be if its digest is
     return replace(_finding(store, path, f"object {blob.digest} is gone"), cure="nothing")
 
@@ -261,6 +276,44 @@ def _check_object(store: Store, path: Path, holders: _Holders) -> Finding | None
     if mode & 0o222:
         return replace(_finding(store, path, f"object {name} can be written: mode {mode & 0o777:o}"), cure="chmod")
     return None
+
+
+def _check_delta(store: Store, path: Path, holders: _Holders, report: Report) -> Finding | None:
+    """An object that is kept as a delta, but for what it lies beside."""
+    name = path.parent.name + path.name
+    if not digest.is_digest(name) or path.parent.parent != store.root / "deltas":
+        return _finding(store, path, "does not belong here: not named as a digest is")
+    try:
+        deltas.check(path)
+    except FileNotFoundError:
+        return None  # set aside, or collected, meanwhile
+    except NewerFormatError:
+        report.newer.append(path.relative_to(store.root))
+    except StoreError as error:
+        return _lost_unless_whole(store, _finding(store, path, error.what), holders, name)
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        return _lost_unless_whole(store, _finding(store, path, what), holders, name)
+    return None
+
+
+def _check_bases(store: Store, path: Path, holders: _Holders, damaged: Collection[Path]) -> Finding | None:
+    """A delta that is whole itself, once all that it may lie beside was looked at."""
+    name = path.parent.name + path.name
+    try:
+        bases = deltas.read(path).bases
+    except (StoreError, OSError):
+        return None  # of a newer format, gone meanwhile, or told already
+    bad = [base for base in bases if store.place(base) in damaged or not store.place(base).exists()]
+    if not bad or not path.exists():
+        return None
+    what = f"object {name} is kept as a delta beside {bad[0].digest}, which is damaged or gone"
+    return _lost_unless_whole(store, _finding(store, path, what), holders, name)
+
+
+def _lost_unless_whole(store: Store, finding: Finding, holders: _Holders, name: str) -> Finding:
+    blobs = _blobs(holders, name)
+    return finding if any(store.place(blob).exists() for blob in blobs) else holders.lost(finding, blobs)
 
 
 def _check_timing(store: Store, path: Path) -> Finding | None:

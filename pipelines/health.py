@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from threading import Event
 from typing import Any
 
-from artifacts import gc
+from artifacts import gc, packing
 from artifacts import verify as verification
 from artifacts.errors import StoreError
 from artifacts.store import Store
@@ -31,9 +31,10 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 @dataclass(frozen=True)
 class Limits:
-    """What gc keeps although nothing reaches it."""
+    """What gc keeps although nothing reaches it, and what of it stays whole."""
 
     older_than_s: float
+    pack_after_s: float
     budget_bytes: int | None
 
 
@@ -93,23 +94,28 @@ def print_health(found: dict[str, Any], mended: bool) -> None:
         screen.print(f"set aside in damaged/: {len(found['set_aside'])}; the next `trtforge build` makes them anew")
 
 
-def limits(older_than: str, budget: str | None) -> Limits:
-    """What `--older-than` and `store.budget` say.
+def limits(older_than: str, pack_after: str, budget: str | None) -> Limits:
+    """What `--older-than`, `--pack-after` and `store.budget` say.
 
     Raises:
-        ConfigError: The first is no age.
+        ConfigError: One of the first two is no age.
     """
-    age = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z])", older_than.strip())
+    older_than_s, pack_after_s = _seconds("--older-than", older_than), _seconds("--pack-after", pack_after)
+    return Limits(older_than_s, pack_after_s, None if budget is None else size_bytes(budget))
+
+
+def _seconds(option: str, text: str) -> float:
+    age = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z])", text.strip())
     if age is None or age[2] not in _SECONDS:
         units = ", ".join(_SECONDS)
-        raise ConfigError(f"--older-than={older_than}: a number and one of {units} are allowed", "such as 30d")
-    return Limits(float(age[1]) * _SECONDS[age[2]], None if budget is None else size_bytes(budget))
+        raise ConfigError(f"{option}={text}: a number and one of {units} are allowed", "such as 30d")
+    return float(age[1]) * _SECONDS[age[2]]
 
 
 def collect(
     store: Store, limits: Limits, forget: Sequence[str], dry_run: bool, reporter: Reporter, stop: Event
 ) -> dict[str, Any]:
-    """Deletes what nothing reaches; with `dry_run` it only says what.
+    """Packs and deletes what nothing reaches; with `dry_run` it only says what, as if nothing had been packed.
 
     Raises:
         ConfigError: `forget` names no ref, or a published one.
@@ -117,22 +123,60 @@ def collect(
     """
     forgotten = _forgotten(store, forget)
     if dry_run:
-        found = gc.look(store, limits.older_than_s, limits.budget_bytes, forgotten)
+        packed = packing.packable(store, limits.pack_after_s, limits.older_than_s, forgotten)
+        found = gc.look(store, limits.older_than_s, limits.budget_bytes, forgotten, limits.pack_after_s)
     else:
         for name in forgotten:
             store.delete_ref(name)
         holder = f"gc in process {os.getpid()} on {platform.node()}"
-        found = gc.collect(store, limits.older_than_s, limits.budget_bytes, holder, _patience(stop, reporter))
+        waiting = _patience(stop, reporter)
+        packed = _pack(store, limits, holder, waiting, reporter, stop)
+        found = gc.collect(
+            store, limits.older_than_s, limits.budget_bytes, holder, waiting, copies_after_s=limits.pack_after_s
+        )
+    saved = sum(each.blob.bytes - each.disk_bytes for each in packed if each.disk_bytes is not None)
     over = max(0, found.bytes_after - limits.budget_bytes) if limits.budget_bytes is not None else 0
     return {
         "ok": True,
         "dry_run": dry_run,
         "forgotten": forgotten,
+        "packed": [_packed(each) for each in packed],
         "deleted": [_waste(waste) for waste in found.waste],
-        "bytes_before": found.bytes_before,
+        "bytes_before": found.bytes_before + saved,
         "bytes_after": found.bytes_after,
         "bytes_over_budget": over,
         "records_kept": found.kept,
+    }
+
+
+def _pack(
+    store: Store, limits: Limits, holder: str, waiting: Callable[[str], None], reporter: Reporter, stop: Event
+) -> list[packing.Packable]:
+    """Packs; where the disk has no room for that, gc is wanted the more."""
+
+    def telling(each: packing.Packable) -> None:
+        if stop.is_set():
+            raise InterruptedBuildError
+        reporter.progressed("gc", f"packing {each.what}", None)
+
+    if not store.root.is_dir():
+        return []
+    reporter.started("gc")
+    try:
+        return packing.pack(store, limits.pack_after_s, limits.older_than_s, holder, waiting, telling)
+    except StoreError as error:
+        reporter.note(f"gc: nothing is packed: {error.what}")
+        return []
+
+
+def _packed(each: packing.Packable) -> dict[str, Any]:
+    disk_bytes, reason = each.disk_bytes, each.reason or None
+    return {
+        "name": each.blob.digest,
+        "what": each.what,
+        "bytes": each.blob.bytes,
+        "disk_bytes": disk_bytes,
+        "reason": reason,
     }
 
 
@@ -173,12 +217,18 @@ def _patience(stop: Event, reporter: Reporter) -> Callable[[str], None]:
 def print_collection(found: dict[str, Any]) -> None:
     """Prints what gc deleted or would delete, for people."""
     screen = console()
+    for each in found["packed"]:
+        disk = each["reason"] or ("" if each["disk_bytes"] is None else f"-> {in_bytes(each['disk_bytes'])}")
+        line = f"{'delta':<9} {in_bytes(each['bytes']):>9} {disk}  {each['name'][:16]}  {each['what']}"
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
     for each in found["deleted"]:
         name = each["name"][:16] if each["kind"] in ("record", "object") else each["name"]
         line = f"{each['kind']:<9} {in_bytes(each['bytes']):>9} {each['days']:>7.1f} d  {name}  {each['what']}"
         screen.print(line, markup=False, highlight=False, soft_wrap=True)
     freed = in_bytes(found["bytes_before"] - found["bytes_after"])
     verb = "would delete" if found["dry_run"] else "deleted"
+    if packed := [each for each in found["packed"] if not each["reason"]]:
+        verb = f"{'would pack' if found['dry_run'] else 'packed'} {len(packed)} objects and {verb.split()[-1]}"
     rest = f"{in_bytes(found['bytes_after'])} and {found['records_kept']} records stay"
     screen.print(f"{verb} {len(found['deleted'])} things, {freed}; {rest}", markup=False, highlight=False)
     if found["bytes_over_budget"]:

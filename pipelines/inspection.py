@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,30 +14,37 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from artifacts.digest import is_digest
+from artifacts import packing, publications
+from artifacts.index import About, Index, Summary
 from artifacts.record import Record
 from artifacts.store import Hit, Store
 from conf.errors import ConfigError
 from conf.schema import Config
-from pipelines import child, sources
+from pipelines import child, lookup, sources
 from pipelines.document import console, in_bytes
 from stages import STAGES, backends, plan, plan_graph
-from stages.stage import DATA_SUFFIX, Job, StageError
-
-PLAN_MAGIC = (b"vtrt", b"ftrt")
-
-_SHORTEST = 8
-"""Hex digits that a person must at least type of a key or digest."""
+from stages.stage import Job, StageError
 
 
 def list_plans(store: Store) -> list[dict[str, Any]]:
     """The plans that have a name, sorted by it; of a damaged one it says so."""
     published = {name.removeprefix("published/"): key for name, key in store.refs("published").items()}
-    return [_listed(store, name.removeprefix("plans/"), key, published) for name, key in store.refs("plans").items()]
+    answers: dict[tuple[str | None, ...], list[Summary]] = defaultdict(list)
+    for summary in Index(store).summaries()[0].values():
+        answers[_whose(summary.about)].append(summary)
+    return [
+        _listed(store, name.removeprefix("plans/"), key, published) | _on_disk(store, store.record(key), answers)
+        for name, key in store.refs("plans").items()
+    ]
 
 
-def print_plans(found: list[dict[str, Any]]) -> None:
-    """Prints what `list_plans` found as a table."""
+def deltas(store: Store) -> dict[str, int]:
+    """How many objects of the store are kept as deltas, what these take, and what the whole files would take."""
+    return asdict(packing.saving(store))
+
+
+def print_plans(found: list[dict[str, Any]], saved: Mapping[str, int]) -> None:
+    """Prints what `list_plans` found as a table, and what `deltas` did below it."""
     screen = console()
     if not found:
         screen.print("no plans yet: run trtforge build")
@@ -44,17 +52,25 @@ def print_plans(found: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("plan", "built", "published", "state"):
         table.add_column(column)
-    table.add_column("size", justify="right")
+    for column in ("size", "on disk", "superseded, on disk of whole"):
+        table.add_column(column, justify="right")
     for entry in found:
         size = "-" if entry["bytes"] is None else in_bytes(entry["bytes"])
-        table.add_row(entry["name"], entry["built"] or "-", "yes" if entry["published"] else "no", entry["state"], size)
+        refused = "; ".join(line.partition(": ")[0] for line in entry["refused"])  # without what to do about it
+        state = f"refused: {refused}" if refused else entry["state"]
+        told = "yes" if entry["published"] else "another" if entry["published_key"] else "no"
+        superseded = entry["superseded"]
+        ones = f"{superseded['plans']}: {in_bytes(superseded['disk_bytes'])} of {in_bytes(superseded['bytes'])}"
+        row = (size, in_bytes(entry["disk_bytes"]), ones if superseded["plans"] else "-")
+        table.add_row(entry["name"], entry["built"] or "-", told, state, *row)
     screen.print(table)
+    if saved["objects"]:
+        sizes = f"{in_bytes(saved['disk_bytes'])} on disk instead of {in_bytes(saved['bytes'])}"
+        screen.print(f"{saved['objects']} objects are kept as deltas: {sizes}", highlight=False)
 
 
 def list_records(store: Store) -> list[dict[str, Any]]:
     """Every record that can be read, the latest first, out of the index."""
-    from artifacts.index import Index
-
     found = [
         {
             "key": summary.key,
@@ -86,19 +102,8 @@ def inspect(what: str, store: Store) -> dict[str, Any]:
         ConfigError: It is nothing of these.
         StageError: The file is damaged.
     """
-    path = Path(what)
-    if path.is_file():
-        return _file(path)
-    name = what if what.startswith(("plans/", "published/")) else f"plans/{what}"
-    key = store.ref(name) or _by_digest(what, store)
-    if isinstance(key, Path):
-        return _file(key)
-    if key is None:
-        raise ConfigError(
-            f"{what}: no file, no key or digest of the store {store.root}, no name of a plan",
-            "give a path, or a name or key out of `trtforge ls` or `trtforge build --json`",
-        )
-    return _record(store, key)
+    found = lookup.find(what, store)
+    return _file(found) if isinstance(found, Path) else _record(store, found)
 
 
 def operators(what: str, config: Config, stop: Event) -> dict[str, Any]:
@@ -131,14 +136,12 @@ def operators(what: str, config: Config, stop: Event) -> dict[str, Any]:
 
 
 def _onnx_files(what: str, store: Store) -> list[Path]:
-    path: str | Path | None = Path(what) if Path(what).is_file() else _by_digest(what, store)
+    path: str | Path | None = Path(what) if Path(what).is_file() else lookup.by_digest(what, store)
     if isinstance(path, Path):
-        with path.open("rb") as file:
-            if file.read(4) not in PLAN_MAGIC:
-                return [path]
+        if not lookup.is_plan(path):
+            return [path]
     elif path is not None and isinstance(hit := store.lookup(path), Hit) and "onnx" in hit.record.outputs:
-        outputs = hit.record.outputs
-        return [store.path(outputs[name]) for name in ("onnx", "onnx" + DATA_SUFFIX) if name in outputs]
+        return lookup.onnx_files(hit.record, store)
     raise ConfigError(
         f"{what}: no ONNX file, and no key or digest of one in the store {store.root}",
         "give the path of an ONNX file, or the key of a step that makes one out of `trtforge build --json`",
@@ -163,10 +166,8 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     """Prints what `inspect` found, one line per field."""
     screen = console()
     for name, value in found.items():
-        if name == "operations" and value is not None:
-            screen.print(f"{name}:", highlight=False)
-            for operation in value:
-                screen.print(f"  {_operation(operation)}", markup=False, highlight=False, soft_wrap=True)
+        if name == "profiles" and found["kind"] == "plan":
+            _print_graphs(value)
         elif isinstance(value, Mapping):
             screen.print(f"{name}:", markup=False, highlight=False)
             for inner, content in value.items():
@@ -176,6 +177,16 @@ def print_inspection(found: Mapping[str, Any]) -> None:
                 screen.print(f"  {inner}: {_plain(content)}", markup=False, highlight=False, soft_wrap=True)
         else:
             screen.print(f"{name}: {_plain(value)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
+    screen = console()
+    for number, graph in enumerate(graphs):
+        screen.print(f"profile {number}:", highlight=False)
+        for name in ("memory_budget_bytes", "weighted"):
+            screen.print(f"  {name}: {_plain(graph[name])}", markup=False, highlight=False, soft_wrap=True)
+        for operation in graph["operations"]:
+            screen.print(f"  {_operation(operation)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _operation(operation: Mapping[str, Any]) -> str:
@@ -207,27 +218,42 @@ def _listed(store: Store, name: str, key: str, published: Mapping[str, str]) -> 
     found = store.lookup(key)
     record = found.record if isinstance(found, Hit) else None
     blob = record.outputs["plan"] if record else None
+    other = store.record(published[name]) if name in published else None
+    mark = publications.refusal(store, name)
     return {
         "name": name,
         "key": key,
         "state": "ok" if isinstance(found, Hit) else found.reason or "record is gone",
         "built": record.provenance.get("finished") if record else None,
-        "published": name in published,
+        "published": other is not None and record is not None and other.outputs.get("plan") == blob,
+        "published_key": published.get(name),
+        "refused": list(mark.gates) if mark is not None and mark.key == key else [],
         "digest": blob.digest if blob else None,
         "bytes": blob.bytes if blob else None,
         "path": str(store.path(blob)) if blob else None,
     }
 
 
-def _by_digest(what: str, store: Store) -> str | Path | None:
-    """A record's key, or an object's path, that begins with the hex digits `what`."""
-    if not (_SHORTEST <= len(what) <= 64 and is_digest(what.ljust(64, "0"))):
-        return None
-    keys = [path.stem for path in (store.root / "records").glob(f"{what}*.json")]
-    objects = list((store.root / "objects" / what[:2]).glob(f"{what[2:]}*"))
-    if len(keys) + len(objects) > 1:
-        raise ConfigError(f"{what}: {len(keys) + len(objects)} keys and digests begin so", "give more digits")
-    return keys[0] if keys else objects[0] if objects else None
+def _on_disk(
+    store: Store, record: Record | None, answers: Mapping[tuple[str | None, ...], Sequence[Summary]]
+) -> dict[str, Any]:
+    """What a plan takes of the disk, and what those take that had its name before."""
+    own = record.outputs.get("plan") if record else None
+    same = answers.get(_whose(About.of(record)), ()) if record else ()
+    plans = {max(each.outputs, key=lambda blob: blob.bytes) for each in same if each.outputs} - {own}
+    superseded = {blob: size for blob in plans if (size := store.disk_bytes(blob))}
+    return {
+        "disk_bytes": store.disk_bytes(own) if own else 0,
+        "superseded": {
+            "plans": len(superseded),
+            "bytes": sum(blob.bytes for blob in superseded),
+            "disk_bytes": sum(superseded.values()),
+        },
+    }
+
+
+def _whose(about: About) -> tuple[str | None, ...]:
+    return (about.step, about.target, about.model, about.flow)
 
 
 def _record(store: Store, key: str) -> dict[str, Any]:
@@ -251,26 +277,24 @@ def _record(store: Store, key: str) -> dict[str, Any]:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        head = file.read(4)
-    if head in PLAN_MAGIC:
+    if lookup.is_plan(path):
         return {"kind": "plan", "path": str(path), **asdict(plan.read(path)), **_graph(path)}
     return {"kind": "onnx", "path": str(path), "bytes": path.stat().st_size, **_signature(path)}
 
 
 def _graph(path: Path) -> dict[str, Any]:
-    """What the graph of the first optimization profile says, and how many graphs there are."""
+    """What the graph of each optimization profile says, and how many there are."""
     reason = plan_graph.why_unreadable(path)
-    if reason:
-        return {"graph_unread_reason": reason, "graphs": None, "weighted": None, "operations": None}
-    graphs = plan_graph.read(path)
-    return {
-        "graph_unread_reason": None,
-        "graphs": len(graphs),
-        "memory_budget_bytes": graphs[0].memory_budget_bytes,
-        "weighted": plan_graph.counts(graphs[0].operations),
-        "operations": [asdict(operation) for operation in graphs[0].operations],
-    }
+    graphs = [] if reason else plan_graph.read(path)
+    found = [
+        {
+            "memory_budget_bytes": graph.memory_budget_bytes,
+            "weighted": plan_graph.counts(graph.operations),
+            "operations": [asdict(operation) for operation in graph.operations],
+        }
+        for graph in graphs
+    ]
+    return {"graph_unread_reason": reason, "graphs": len(found) or None, "profiles": found}
 
 
 def _signature(path: Path) -> dict[str, Any]:

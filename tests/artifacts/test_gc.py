@@ -59,6 +59,32 @@ def test_what_a_ref_reaches_stays_with_all_it_was_made_from(store: Store) -> Non
     assert not store.path(other.outputs["file"]).exists()
 
 
+def test_of_two_that_made_the_same_both_stay_while_neither_is_needed_for_more(store: Store) -> None:
+    blob = add(store, b"the same")
+    makers = [Record({"stage": name}, {"file": blob}) for name in ("one", "other")]
+    plan = Record({"stage": "build", "inputs": {"file": blob.digest}}, {"file": add(store, b"plan")})
+    for record in (*makers, plan):
+        store.put(record)
+        age(store.record_path(record.key), 90)
+    store.set_ref("plans/net", plan.key)
+    assert collect(store) == []
+    store.set_ref("plans/one", makers[0].key)
+    assert collect(store) == [makers[1].key]
+
+
+def test_what_only_hands_content_on_stays_and_is_not_taken_for_its_maker(store: Store) -> None:
+    source = keep(store, "source", days=90)
+    blob = source.outputs["file"]
+    steps = [Record({"stage": name, "inputs": {"file": blob.digest}}, {"file": blob}) for name in ("one", "other")]
+    for record in steps:
+        store.put(record)
+        age(store.record_path(record.key), 90)
+        store.set_ref(f"plans/{record.fields['stage']}", record.key)
+    assert collect(store) == []
+    store.delete_ref("plans/one")
+    assert collect(store) == []
+
+
 def test_the_young_stay_and_so_does_what_is_from_the_future(store: Store) -> None:
     young, old, future = keep(store, "young", days=29), keep(store, "old", days=31), keep(store, "future", days=-400)
     assert collect(store) == [old.key]

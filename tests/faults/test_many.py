@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,10 @@ from tests.pipelines.conftest import Forge
 MANY = 32
 
 OVERLAPPING = """
-    import random, sys, time
+    import os, random, sys, time
     from pathlib import Path
-    from pipelines import child
     from tests.faults import small_build
-    number, root, log = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+    many, root, log = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     quick = small_build.in_this_process
     def noted(work, progress, stop):
         with log.open("a") as file:
@@ -32,28 +30,23 @@ OVERLAPPING = """
         return quick(work, progress, stop)
     small_build.in_this_process = noted
     words = [f"word {n} " for n in range(4)]
+    for number in range(many):
+        if os.fork() == 0:
+            break
+    else:
+        print(*(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(many)))
+        sys.exit()
     random.Random(number).shuffle(words)
-    print("ready", flush=True)
-    sys.stdin.readline()
     for word in words:
         assert small_build.build(root, text=word).exit == 0
-    print("done", flush=True)
 """
 
 
 def test_32_processes_that_ask_for_overlapping_builds_build_each_key_once(tmp_path: Path) -> None:
     log, root = tmp_path / "log", tmp_path / "store"
-    with ExitStack() as stack:
-        processes = [stack.enter_context(running(OVERLAPPING, n, root, log)) for n in range(MANY)]
-        for process in processes:
-            assert said(process) == "ready"
-        for process in processes:
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            assert (out, err) == ("done\n", "")
+    with running(OVERLAPPING, MANY, root, log) as process:
+        out, err = process.communicate(timeout=120)
+    assert ([*map(int, out.split())], err) == ([0] * MANY, "")
     built = log.read_text().splitlines()
     assert len(built) == len(set(built)) == len(list((root / "records").iterdir())) == 4 * 3
     assert not verify(Store(root)).findings

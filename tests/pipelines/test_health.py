@@ -79,9 +79,38 @@ def test_gc_forgets_a_plan_by_name_and_never_a_published_one(built):
     refused = built("gc", "--forget", "published/*")
     assert refused.code == 2
     assert "is published" in refused.err
+    _is_packed_listed_and_whole_again_for_the_next_build(built)
 
 
-@pytest.mark.parametrize("wrong", [("--older-than", "soon"), ("--older-than", "-3d"), ("store.budget=50", "x=1")])
+def _is_packed_listed_and_whole_again_for_the_next_build(built):
+    status = built.status("flow=fp32", "targets=[l4]", "gates.plan_bytes=1")
+    (plan,) = status.document["plans"]
+    forget = ("--pack-after", "0s", "--forget", "plans/digits/*/fp32")
+    would = built("gc", "-n", *forget)
+    assert "would pack 1 objects" in would.out
+    ran = built("gc", "--json", "-q", *forget)
+    assert ran.code == 0, ran.err
+    (packed,) = ran.document["packed"]
+    assert (packed["name"], packed["what"]) == (plan["digest"], "build[l4] of digits")
+    assert ran.document["bytes_before"] - ran.document["bytes_after"] == packed["bytes"] - packed["disk_bytes"]
+    assert (
+        packed["disk_bytes"] < 0.5 * packed["bytes"]
+    )  # a real plan: its kernels shrink, its weights lie in the ONNX file
+    assert built("ls", "--json").document["deltas"] == {
+        "objects": 1,
+        "bytes": packed["bytes"],
+        "disk_bytes": packed["disk_bytes"],
+    }
+    assert "1 objects are kept as deltas" in built("ls").out
+    assert built("verify", "-q").code == 0
+    again = built.build("flow=fp32", "targets=[l4]", "gates.plan_bytes=1")
+    assert set(again.states().values()) == {"cached", "skipped"}
+    assert digest(again.document["plans"][0]["path"]) == plan["digest"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--older-than", "soon"), ("--older-than", "-3d"), ("--pack-after", "1y"), ("store.budget=50", "x=1")]
+)
 def test_a_wrong_age_or_size_is_a_wrong_call(forge, wrong):
     ran = forge("gc", *wrong)
     assert ran.code == 2
