@@ -52,7 +52,7 @@ def files(name: str, data: Calibration | Holdout) -> dict[str, Sequence[Path]]:
         return {}
     found: dict[str, Sequence[Path]] = {name: _FILES[data.kind](key, data)}
     if data.callable is not None:
-        module, script = _callable(key, data.callable)
+        module, script = callable_of(f"{key}.callable", data.callable)
         own = f"{key}.callable"
         found[f"{name}_source"] = sources.script(script, own) if script else sources.modules(module, key=own)
     return found
@@ -82,7 +82,7 @@ def fact(
         return None
     options: dict[str, JSON] = {each.name: _plain(getattr(data, each.name)) for each in fields(Data)}
     if data.callable is not None:
-        module, script = _callable(f"model.{name}", data.callable)
+        module, script = callable_of(f"model.{name}.callable", data.callable)
         options["callable"] = f"{SCRIPT}{module.partition(':')[2]}" if script else module
     sampled = {
         profile: {each: ends for each, ends in inputs.items() if not ends.get("values")}
@@ -119,7 +119,7 @@ def _samples(profiles: Mapping[str, Any]) -> dict[str, JSON]:
 
 def _packages(name: str, data: Data) -> dict[str, JSON]:
     if data.callable is not None:
-        module, script = _callable(f"model.{name}", data.callable)
+        module, script = callable_of(f"model.{name}.callable", data.callable)
         key = f"model.{name}.callable"
         return dict(sources.script_packages(script, key) if script else sources.packages(module, key=key))
     versions: dict[str, JSON] = {}
@@ -133,26 +133,43 @@ def _packages(name: str, data: Data) -> dict[str, JSON]:
     return versions
 
 
-def _callable(key: str, text: str) -> tuple[str, Path | None]:
-    """`module:function` and no script, or `:function` and the script."""
-    place, _, function = text.rpartition(":") if not text.endswith(".py") else (text, "", "load_data")
+def callable_of(key: str, text: str, default: str = "load_data") -> tuple[str, Path | None]:
+    """`module:function` and no script, or `:function` and the script.
+
+    Args:
+        key: Of the config.
+        text: What it says.
+        default: The function of a script that names none.
+
+    Raises:
+        ConfigError: It names no function, or a script that is not there.
+    """
+    place, _, function = text.rpartition(":") if not text.endswith(".py") else (text, "", default)
     if place.endswith(".py"):
         script = Path(place)
         if not script.is_file():
-            raise ConfigError(f"{key}.callable={text}: no such file: {script}", "give a script that is there")
+            raise ConfigError(f"{key}={text}: no such file: {script}", "give a script that is there")
         return f":{function}", script.absolute()
     if not place or not function:
-        raise ConfigError(
-            f"{key}.callable is {text!r}", f"say which: {key}.callable=package.module:function, or script.py:function"
-        )
+        raise ConfigError(f"{key} is {text!r}", f"say which: {key}=package.module:function, or script.py:function")
     return text, None
+
+
+def arrays(key: str, text: str) -> list[Path]:
+    """The `.npz` and `.npy` files that `text` says: one, or those of a directory by name; none of one without.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    path = Path(text)
+    if not path.is_dir():
+        return [sources.existing(key, text)]
+    return sorted(file.absolute() for file in path.iterdir() if file.suffix in ARRAYS)
 
 
 def _arrays(key: str, data: Calibration | Holdout) -> list[Path]:
     path = Path(data.path or "")
-    if not path.is_dir():
-        return [sources.existing(f"{key}.path", str(data.path))]
-    found = sorted(file.absolute() for file in path.iterdir() if file.suffix in ARRAYS)
+    found = arrays(f"{key}.path", str(data.path))
     if not found:
         there = {suffix for file in path.rglob("*") if (suffix := file.suffix.lower())}
         next_step = "put the batches there"

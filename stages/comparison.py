@@ -1,135 +1,67 @@
-"""How far one model's outputs are from another's: numbers that are added up batch by batch.
-
-For an output with reference values r and values c, over all samples:
-
-- absolute error |c - r|, the largest and the mean;
-- relative error |c - r| / max(|r|, 1e-6), the largest and the mean;
-- cosine similarity r·c / (|r| |c|);
-- SQNR in dB: 10 log10(sum r² / sum (c - r)²), null where there is no error or no signal;
-- top-1 agreement, for outputs of floats (N, K), K > 1: the share of rows whose largest value stands in the same place.
-"""
+"""How far a candidate's outputs are from a reference's over all batches; the numbers are those of `stages.metrics`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
+from stages.accuracy import Accuracy, check_labels
+from stages.metrics import Difference, Histogram, is_float, is_ranking
 from stages.stage import JSON, StageError
 
 if TYPE_CHECKING:
     from stages.batches import Array
+    from stages.metrics import Floats
 
-RELATIVE_FLOOR = 1e-6
-"""Below this a reference value counts as this: relative errors of values around 0 say nothing."""
+WORST = 10
+"""So many of the worst batches a report names."""
 
 
-@dataclass
-class Difference:
-    """What is added up for one output."""
+class NotFiniteError(StageError):
+    """An output holds NaN or infinities.
 
-    values: int = 0
-    max_abs: float = 0.0
-    sum_abs: float = 0.0
-    max_relative: float = 0.0
-    sum_relative: float = 0.0
-    dot: float = 0.0
-    reference_energy: float = 0.0
-    candidate_energy: float = 0.0
-    error_energy: float = 0.0
-    rows: int = 0
-    agreeing_rows: int = 0
+    Args:
+        who: Whose output it is.
+        what: Output, place and sample, in words.
+        row: Which sample of the batch holds the first; None where the output has no samples.
+    """
 
-    def add(self, reference: Array, candidate: Array) -> None:
-        """Adds one batch; both arrays have one shape."""
-        import numpy as np
-
-        ranked = is_ranking(reference)
-        r, c = reference.astype(np.float64), candidate.astype(np.float64)
-        error = np.abs(c - r)
-        relative = error / np.maximum(np.abs(r), RELATIVE_FLOOR)
-        self.values += r.size
-        self.max_abs = max(self.max_abs, float(error.max(initial=0.0)))
-        self.sum_abs += float(error.sum())
-        self.max_relative = max(self.max_relative, float(relative.max(initial=0.0)))
-        self.sum_relative += float(relative.sum())
-        self.dot += float((r * c).sum())
-        self.reference_energy += float((r * r).sum())
-        self.candidate_energy += float((c * c).sum())
-        self.error_energy += float((error * error).sum())
-        if ranked:
-            self.rows += r.shape[0]
-            self.agreeing_rows += int((r.argmax(axis=1) == c.argmax(axis=1)).sum())
-
-    @property
-    def cosine(self) -> float:
-        """Equal outputs have 1, to the last bit; one that is all zeros points nowhere: 0."""
-        if self.error_energy == 0:
-            return 1.0
-        if self.reference_energy == 0 or self.candidate_energy == 0:
-            return 0.0
-        # Rounding can carry the quotient of equal vectors a little beyond 1.
-        return max(-1.0, min(1.0, self.dot / math.sqrt(self.reference_energy) / math.sqrt(self.candidate_energy)))
-
-    @property
-    def noise_ratio(self) -> float:
-        """Error over signal: what the worst output is worst in; 0 where nothing differs."""
-        if self.error_energy == 0:
-            return 0.0
-        return self.error_energy / self.reference_energy if self.reference_energy else math.inf
-
-    @property
-    def sqnr_db(self) -> float | None:
-        """The signal-to-noise ratio in decibels."""
-        return -10 * math.log10(self.noise_ratio) if 0 < self.noise_ratio < math.inf else None
-
-    @property
-    def top1_agreement(self) -> float | None:
-        """The share of agreeing rows; None for outputs that rank nothing."""
-        return self.agreeing_rows / self.rows if self.rows else None
-
-    def result(self) -> dict[str, JSON]:
-        """All numbers, as the report holds them."""
-        values = max(self.values, 1)
-        return {
-            "values": self.values,
-            "max_abs_error": self.max_abs,
-            "mean_abs_error": self.sum_abs / values,
-            "max_relative_error": self.max_relative,
-            "mean_relative_error": self.sum_relative / values,
-            "cosine": self.cosine,
-            "sqnr_db": self.sqnr_db,
-            "top1_agreement": self.top1_agreement,
-        }
+    def __init__(self, who: str, what: str, row: int | None) -> None:
+        hint = "an overflow of fp16 gives Inf, and Inf - Inf gives NaN: keep the operators before it in fp32 or bf16"
+        super().__init__(what, hint)
+        self.who = who
+        self.row = row
 
 
 @dataclass
-class Accuracy:
-    """How often the largest value of an output (N, K) stands at the label."""
+class Detail:
+    """What a report shows beside the numbers.
 
-    output: str
-    count: int = 0
-    reference: int = 0
-    candidate: int = 0
+    Attributes:
+        histograms: Of the errors, by output.
+        worst: The batches with the most error for their signal, worst first: (error over signal, what the report says).
+        batches: How many batches there were.
+    """
 
-    def add(self, reference: Array, candidate: Array, labels: Array) -> None:
-        """Adds one batch: outputs (N, K), labels (N,)."""
-        self.count += len(labels)
-        self.reference += int((reference.argmax(axis=1) == labels).sum())
-        self.candidate += int((candidate.argmax(axis=1) == labels).sum())
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    worst: list[tuple[float, dict[str, JSON]]] = field(default_factory=list)
+    batches: int = 0
 
-    def result(self) -> dict[str, JSON]:
-        """The report's numbers; `drop` is positive where the candidate is worse."""
-        reference, candidate = self.reference / self.count, self.candidate / self.count
-        drop = (self.reference - self.candidate) / self.count
-        return {
-            "output": self.output,
-            "count": self.count,
-            "reference": reference,
-            "candidate": candidate,
-            "drop": drop,
+    def add(self, errors: Mapping[str, Floats], noise: Mapping[str, float], first_sample: int) -> None:
+        """Adds one batch: |error| and error over signal, by output."""
+        for name, error in errors.items():
+            self.histograms.setdefault(name, Histogram()).add(error)
+        worst = max(noise, key=lambda name: noise[name])
+        said: dict[str, JSON] = {
+            "batch": self.batches,
+            "first_sample": first_sample,
+            "output": worst,
+            "max_abs_error": float(errors[worst].max(initial=0.0)),
         }
+        self.batches += 1
+        self.worst = sorted([*self.worst, (noise[worst], said)], key=lambda each: -each[0])[:WORST]
 
 
 @dataclass
@@ -138,9 +70,13 @@ class Comparison:
 
     Attributes:
         who: How errors call the candidate.
+        top_k: For which k to count the agreement of the k largest values.
+        detail: What a report shows beside the numbers; None: they are all that is wanted.
     """
 
     who: str
+    top_k: Sequence[int] = (1,)
+    detail: Detail | None = None
     outputs: dict[str, Difference] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     samples: int = 0
@@ -152,9 +88,16 @@ class Comparison:
             StageError: Names or shapes differ, a value is NaN or infinite, or labels do not fit.
         """
         self._check_names(reference, candidate)
+        errors, noise = {}, {}
         for name, values in reference.items():
             self._check_values(name, values, candidate[name])
-            self.outputs.setdefault(name, Difference()).add(values, candidate[name])
+            found = self.outputs.setdefault(name, Difference(self.top_k))
+            signal, error = found.reference_energy, found.error_energy
+            errors[name] = found.add(values, candidate[name])
+            # Beside a signal of nothing any error is the worst, and the larger the worse.
+            noise[name] = (found.error_energy - error) / max(found.reference_energy - signal, 1e-30)
+        if self.detail is not None:
+            self.detail.add(errors, noise, self.samples)
         if labels is not None:
             self._add_labels(reference, candidate, labels)
         self.samples += next((len(values) for values in reference.values() if values.ndim), 1)
@@ -163,7 +106,7 @@ class Comparison:
         """The worst of each number over all outputs, and the accuracy."""
         differences = self.outputs.values()
         worst = max(self.outputs, key=lambda name: self.outputs[name].noise_ratio)
-        agreements = [found.top1_agreement for found in differences if found.top1_agreement is not None]
+        agreements = [found.top_k_agreement for found in differences]
         accuracy = self.accuracy.result() if self.accuracy else {}
         return {
             "worst_output": worst,
@@ -171,31 +114,51 @@ class Comparison:
             "mean_abs_error": max(found.sum_abs / max(found.values, 1) for found in differences),
             "cosine": min(found.cosine for found in differences),
             "sqnr_db": self.outputs[worst].sqnr_db,
-            "top1_agreement": min(agreements, default=None),
+            "top1_agreement": min((found[1] for found in agreements if 1 in found), default=None),
+            "top_k_agreement": {
+                str(k): min(found[k] for found in agreements if k in found)
+                for k in self.top_k
+                if any(k in found for found in agreements)
+            },
             "accuracy": accuracy.get("candidate"),
             "accuracy_reference": accuracy.get("reference"),
             "accuracy_drop": accuracy.get("drop"),
+            "accuracy_drop_interval": accuracy.get("drop_interval"),
         }
 
     def result(self) -> dict[str, JSON]:
-        """Every output's numbers, and the accuracy."""
-        return {
-            "outputs": {name: found.result() for name, found in self.outputs.items()},
+        """Every output's numbers, and the accuracy; where details are wanted, histograms and the worst batches."""
+        outputs: dict[str, dict[str, JSON]] = {name: found.result() for name, found in self.outputs.items()}
+        found: dict[str, JSON] = {
+            "outputs": outputs,
             "accuracy": self.accuracy.result() if self.accuracy else None,
         }
+        if self.detail is not None:
+            for name, histogram in self.detail.histograms.items():
+                outputs[name]["abs_error_histogram"] = histogram.result()
+            found["worst_batches"] = [said for _, said in self.detail.worst]
+        return found
 
     def _check_names(self, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> None:
-        if set(reference) != set(candidate):
-            raise StageError(
-                f"{self.who} has the outputs {_list(candidate)}, the reference has {_list(reference)}",
-                "a step between them renamed or dropped outputs: compare models with the same outputs",
-            )
+        missing, new = set(reference) - set(candidate), set(candidate) - set(reference)
+        if not missing and not new:
+            return
+        back = dict(zip(sorted(new), sorted(missing), strict=False))
+        for name in sorted(missing):
+            near = get_close_matches(name, new, n=1)
+            back |= {near[0]: name} if near else {}
+        names = ", ".join(f"{name}: {old}" for name, old in back.items())
+        back_again = f": 'steps.surgery.config.then=[{{pass: rename, tensors: {{{names}}}}}]'" if names else ""
+        raise StageError(
+            f"{self.who} has the outputs {_list(candidate)}, the reference has {_list(reference)}",
+            f"a step between them renamed, added or dropped outputs: give them their names back{back_again}",
+        )
 
     def _check_values(self, name: str, reference: Array, candidate: Array) -> None:
         for who, values in (("the reference", reference), (self.who, candidate)):
-            if values.dtype.kind in "OUSV" and values.dtype.names is None and not _is_float(values):
+            if values.dtype.kind in "OUSV" and values.dtype.names is None and not is_float(values):
                 raise StageError(f"output {name!r} of {who} has the type {values.dtype}, which has no distance")
-            _check_finite(who, name, values, self.samples)
+            check_finite(who, name, values, self.samples)
         if reference.shape != candidate.shape:
             raise StageError(
                 f"output {name!r} of {self.who} has the shape {candidate.shape}, the reference's {reference.shape}",
@@ -207,59 +170,42 @@ class Comparison:
         if name is None:
             shapes = ", ".join(f"{name} {values.shape}" for name, values in reference.items())
             raise StageError(
-                f"labels need an output of floats (N, K), and the model has {shapes}", "leave validate's labels out"
+                f"labels need an output of floats (N, K), and the model has {shapes}",
+                "leave validate's labels out, or judge by a function of your own: model.holdout.metric=…",
             )
         if self.accuracy is None:
             self.accuracy = Accuracy(name)
         self.accuracy.add(reference[name], candidate[name], check_labels(labels, reference[name]))
 
 
-def is_ranking(values: Array) -> bool:
-    """Whether the place of the largest value in a row means something: floats (N, K), K > 1."""
-    return values.ndim == 2 and values.shape[1] > 1 and _is_float(values)
+def check_finite(who: str, name: str, values: Array, first_sample: int) -> None:
+    """Holds one output of a batch to be finite.
 
-
-def check_labels(labels: Array, scores: Array) -> Array:
-    """Labels as (N,), held against scores (N, K).
+    Args:
+        who: Whose output it is.
+        name: Of the output.
+        values: The output.
+        first_sample: How many samples came before this batch.
 
     Raises:
-        StageError: Not one whole number from 0 to K - 1 for each row.
+        NotFiniteError: It is not; says how many values, which is the first, and of which sample.
     """
-    rows, classes = scores.shape
-    if labels.size != rows or len(labels) != rows or labels.dtype.kind not in "iu":
-        raise StageError(
-            f"the labels are {labels.dtype} {labels.shape} for {rows} rows of scores, and each needs one whole number",
-            "store labels as an integer array (N,)",
-        )
-    flat = labels.reshape(-1)
-    if rows and not (flat.min() >= 0 and flat.max() < classes):
-        raise StageError(
-            f"the labels go from {flat.min()} to {flat.max()}, and the scores have the classes 0 to {classes - 1}",
-            "give the labels of this model",
-        )
-    return flat
-
-
-def _check_finite(who: str, name: str, values: Array, first_sample: int) -> None:
     import numpy as np
 
-    if not _is_float(values):
+    if not is_float(values):
         return
     bad = ~np.isfinite(values.astype(np.float64))
     if bad.any():
         where = [int(index) for index in np.argwhere(bad)[0]]
         value = float(values.astype(np.float64)[tuple(where)])
         sample = f", sample {first_sample + where[0]}" if where else ""
-        raise StageError(
-            f"output {name!r} of {who} has {int(bad.sum())} values that are not finite, the first {value} at "
-            f"{where} of its batch{sample}",
-            "an overflow of fp16 gives Inf, and Inf - Inf gives NaN: keep the operators before it in fp32 or bf16",
+        count = int(bad.sum())
+        raise NotFiniteError(
+            who,
+            f"output {name!r} of {who} has {count} values that are not finite, the first {value} at {where} of its "
+            f"batch{sample}",
+            where[0] if where else None,
         )
-
-
-def _is_float(values: Any) -> bool:
-    # The floats of ml_dtypes (bfloat16, float8_…) are of kind V to NumPy.
-    return values.dtype.kind == "f" or "float" in values.dtype.name
 
 
 def _list(names: Sequence[str] | Mapping[str, object]) -> str:

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from stages import batches, onnx_file
 from stages.onnx_check import require_opset
 from stages.onnx_session import open_session
 from stages.stage import JSON, Job, Metrics, StageError
-from stages.users_python import imports_from
+from stages.users_python import find, imports_from
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,6 +127,56 @@ def export_torch(job: Job[ExportConfig], scratch: Path) -> tuple[onnx.ModelProto
     return model, {"torch": torch.__version__, "max_abs_error": errors}
 
 
+@contextmanager
+def opened(fact: Mapping[str, Any], weights: Path | None) -> Iterator[Module]:
+    """The user's module itself, to be run on feeds.
+
+    Args:
+        fact: The fact `source` of a torch model.
+        weights: The file of its weights.
+
+    Raises:
+        StageError: torch is not installed, or the module cannot be made.
+    """
+    source = TorchSource.of(fact)
+    _require_torch()
+    import torch
+
+    with ONE_EXPORT, imports_from(Path.cwd()), torch.no_grad():
+        yield Module(_Case(_make_module(source.entry_point, weights), source))
+
+
+@dataclass(frozen=True)
+class Module:
+    """A torch module that takes and gives arrays by the names that its export has."""
+
+    case: _Case
+
+    @property
+    def inputs(self) -> list[batches.Input]:
+        """What it takes."""
+        source = self.case.source
+        return [batches.Input(name, source.dtypes[name], tuple(source.shapes[name])) for name in self.case.inputs]
+
+    def feed(self, batch: Mapping[str, batches.Array]) -> dict[str, batches.Array]:
+        """Its outputs for one batch.
+
+        Raises:
+            StageError: The module fails.
+        """
+        import torch
+
+        found = self.case.called({name: torch.from_numpy(batch[name].copy()) for name in self.case.inputs})
+        return {name: _array(value) for name, (_, value) in zip(self.case.outputs, found, strict=True)}
+
+
+def _array(tensor: torch.Tensor) -> batches.Array:
+    import torch
+
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()  # type: ignore[no-any-return]
+
+
 def _require_torch() -> None:
     for package in ("torch", "onnxscript"):
         try:
@@ -211,19 +262,11 @@ def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _find(entry_point: str) -> Callable[..., object]:
-    module_name, _, name = entry_point.partition(":")
-    if not module_name or not name:
+    module, _, name = entry_point.partition(":")
+    if not module or not name:
         raise StageError(f"the entry point '{entry_point}' is no package.module:callable", "name both, with a colon")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except Exception as error:
-        raise StageError(
-            f"the entry point {entry_point} cannot be imported: {type(error).__name__}: {onnx_file.first_line(error)}",
-            f"run trtforge in the directory that holds {module_name.partition('.')[0]}, or install that package",
-        ) from error
-    if not callable(found):
-        raise StageError(f"the entry point {entry_point} is no function: it is {type(found).__name__}", "name one")
-    return found  # type: ignore[no-any-return]
+    hint = f"run trtforge in the directory that holds {module.partition('.')[0]}, or install that package"
+    return find(entry_point, called=f"the entry point {entry_point}", next_step=hint)
 
 
 class _Case:
@@ -310,7 +353,14 @@ class _Case:
 
     def run(self, pick: int) -> list[tuple[str, torch.Tensor]]:
         """The module's outputs on its examples, by their path in what it returns."""
-        examples = self.examples(pick)
+        return self.called(self.examples(pick))
+
+    def called(self, examples: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        """The module's outputs on `examples`, an input each in the order of `inputs`, by their path.
+
+        Raises:
+            StageError: The module fails.
+        """
         try:
             result = self.module(**examples) if self.by_name else self.module(*examples.values())
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from stages.stage import StageError
 
 SCRIPT = "trtforge_users_script"
 """What a script is called among the imported modules."""
+
+_STANDARD = str(Path(os.__file__).parent)
 
 
 @contextmanager
@@ -48,24 +51,31 @@ def _lies_in(module: ModuleType, place: str) -> bool:
     return any(path.startswith(f"{place}/") and "site-packages" not in path for path in found)
 
 
-def find(name: str, script: Path | None = None) -> Callable[..., Any]:
+def find(
+    name: str,
+    script: Path | None = None,
+    *,
+    called: str = "",
+    next_step: str = "import it by itself in Python, from the directory in which trtforge is run",
+) -> Callable[..., Any]:
     """The function `package.module:function`, or that of a script.
 
     Args:
         name: Both, with a colon; of a script only what comes after the colon counts.
         script: The script; None: it is a module.
+        called: What errors call it; by default its name.
+        next_step: What to do where it cannot be imported.
 
     Raises:
         StageError: It cannot be imported, has no such function, or that is none.
     """
     module, _, function = name.partition(":")
-    called = f"{script}:{function}" if script else name
+    called = called or (f"{script}:{function}" if script else name)
     try:
         found = getattr(_run(script) if script else importlib.import_module(module), function)
     except Exception as error:  # whatever the module's own code raises
         raise StageError(
-            f"{called} cannot be imported: {type(error).__name__}: {error}".splitlines()[0],
-            "import it by itself in Python, from the directory in which trtforge is run",
+            f"{called} cannot be imported: {type(error).__name__}: {error}".splitlines()[0], next_step
         ) from error
     if not callable(found):
         raise StageError(f"{called} is no function: it is {type(found).__name__}", "name a function")
@@ -83,7 +93,24 @@ def _run(script: Path) -> ModuleType:
 
 
 def place_of(error: BaseException) -> str:
-    """Where in the user's files `error` was raised, as ` (FILE:LINE)`; empty where nothing of it is theirs."""
+    """Where in the user's files `error` was raised, as ` (FILE:LINE)`; empty where nothing of it is theirs.
+
+    Of several frames the innermost that no package was installed with: a mistake inside NumPy is that of who calls it.
+    """
     own = str(Path(__file__).parent)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
-    return f" ({frames[0].filename}:{frames[0].lineno})" if frames else ""
+    users = [frame for frame in frames if not _is_installed(frame.filename)] or frames[:1]
+    return f" ({users[-1].filename}:{users[-1].lineno})" if users else ""
+
+
+def raised(called: str, error: BaseException) -> StageError:
+    """What a person is told when a function of theirs raises: which, what, and the line of their own file."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return StageError(
+        f"{called} raised {type(error).__name__}: {first}{place_of(error)}",
+        "call it by itself in Python, from the directory in which trtforge is run",
+    )
+
+
+def _is_installed(file: str) -> bool:
+    return file.startswith((_STANDARD, "<")) or "site-packages" in file

@@ -83,7 +83,7 @@ class Arrays:
     @cached_property
     def _sizes(self) -> list[int]:
         return [
-            batches.require_fit(str(path), _headers(path, self.inputs), self.inputs, self.limits) for path in self.files
+            batches.require_fit(str(path), headers(path, self.inputs), self.inputs, self.limits) for path in self.files
         ]
 
 
@@ -164,7 +164,7 @@ def _opened(path: Path, inputs: Sequence[Input], stack: ExitStack) -> dict[str, 
         raise _damaged(path, error) from error
 
 
-def _headers(path: Path, inputs: Sequence[Input]) -> Mapping[str, Header]:
+def headers(path: Path, inputs: Sequence[Input]) -> Mapping[str, Header]:
     """The shape and dtype of each array of a file, by name."""
     try:
         with path.open("rb") as file:

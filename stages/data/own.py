@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from stages import batches
 from stages.batches import Header, Input, Limits
 from stages.stage import StageError
-from stages.users_python import find, imports_from, place_of
+from stages.users_python import find, imports_from, raised
 
 if TYPE_CHECKING:
     from stages.batches import Array, Batch
@@ -64,7 +64,7 @@ class Feeds:
         try:
             return function(**arguments)
         except Exception as error:
-            raise _raised(called, error) from error
+            raise raised(called, error) from error
 
     def _piece(self, feed: Any, where: str) -> Batch:
         import numpy as np
@@ -114,13 +114,5 @@ def _each(given: Any, called: str) -> Iterator[Any]:
         except StopIteration:
             return
         except Exception as error:
-            raise _raised(called, error) from error
+            raise raised(called, error) from error
         yield feed
-
-
-def _raised(called: str, error: Exception) -> StageError:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return StageError(
-        f"{called} raised {type(error).__name__}: {first}{place_of(error)}",
-        "call it by itself in Python, from the directory in which trtforge is run",
-    )

@@ -76,6 +76,15 @@ class Batches:
             return None
         return min(self._there, self.options.max_samples or self._there)
 
+    @property
+    def there(self) -> int | None:
+        """How many samples there are to choose from; None where nobody knows before they have come.
+
+        Raises:
+            StageError: The source cannot be read, or does not fit the model.
+        """
+        return None if isinstance(self.source, Feeds) else self._there
+
     @cached_property
     def extent(self) -> tuple[int, int]:
         """How many samples and batches there are. Of a source that does not know, all are read to find out.
@@ -151,14 +160,19 @@ def opened(
         batch_size: Samples of a batch, instead of what the options say.
     """
     fact = job.facts[name]
-    given = {each.name for each in fields(Data)}
-    asked = options.restored({key: value for key, value in fact.items() if key in given})
+    asked = options_of(fact)
     if batch_size is not None:
         asked.batch_size = batch_size
     held = _held(fact.get("held", {}), inputs)
     sampled = [each for each in inputs if each.name not in held]
     wanted = [*sampled, *([Input(labels, None, None)] if labels is not None else [])]
     return Batches(_source(job, name, asked, wanted), wanted, asked, held)
+
+
+def options_of(fact: Mapping[str, Any]) -> Data:
+    """What a config asks for, out of the fact `calibration` or `holdout`."""
+    given = {each.name for each in fields(Data)}
+    return options.restored({key: value for key, value in fact.items() if key in given})
 
 
 def _held(values: Mapping[str, Sequence[int]], inputs: Sequence[Input]) -> dict[str, Array]:

@@ -8,17 +8,18 @@ It changes the graph in place, or returns another. Everything that its entry in 
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import onnx_file, onnx_graph
 from stages.stage import Metrics, StageError
-from stages.users_python import imports_from
+from stages.users_python import find, imports_from
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+_NEXT_STEP = "run from the directory that holds its package, and name package.module.callable"
 
 
 def run(model: ModelProto, name: str, arguments: Mapping[str, Any]) -> Metrics:
@@ -31,7 +32,8 @@ def run(model: ModelProto, name: str, arguments: Mapping[str, Any]) -> Metrics:
     import onnx_graphsurgeon as gs
 
     with imports_from(Path.cwd()):
-        function = _find(name)
+        module, _, callable_name = name.replace(":", ".").rpartition(".")
+        function = find(f"{module}:{callable_name}", called=f"pass {name}", next_step=_NEXT_STEP)
         graph = gs.import_onnx(onnx_file.inlined(model))
         try:
             returned = function(graph, **arguments)
@@ -51,17 +53,3 @@ def run(model: ModelProto, name: str, arguments: Mapping[str, Any]) -> Metrics:
     model.opset_import.extend(exported.opset_import)
     onnx_graph.sort(model.graph)
     return {"arguments": dict(arguments)}
-
-
-def _find(name: str) -> Callable[..., Any]:
-    module, _, function = name.replace(":", ".").rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the module's own code raises
-        raise StageError(
-            f"pass {name} cannot be imported: {type(error).__name__}: {onnx_file.first_line(error)}",
-            "run from the directory that holds its package, and name package.module.callable",
-        ) from error
-    if not callable(found):
-        raise StageError(f"pass {name} is no function: it is {type(found).__name__}", "name one")
-    return found  # type: ignore[no-any-return]

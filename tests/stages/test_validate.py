@@ -148,10 +148,13 @@ def test_a_model_that_nothing_can_run_says_why_of_both(tmp_path: Path) -> None:
     assert list(without.steps["publish"].inputs) == ["plan"]
 
 
-def test_outputs_of_other_names_are_refused_with_both(tmp_path: Path) -> None:
+def test_outputs_of_other_names_are_refused_with_both_and_the_pass_that_names_them_back(tmp_path: Path) -> None:
     one, other = classifier(tmp_path / "one.onnx"), classifier(tmp_path / "other.onnx", rename="scores")
-    with pytest.raises(StageError, match="candidate has the outputs scores, the reference has logits"):
+    with pytest.raises(StageError, match="candidate has the outputs scores, the reference has logits") as caught:
         run(tmp_path, one, other)
+    _, _, override = caught.value.next_step.partition("'")
+    config = compose(["model=onnx", f"model.path={other}", "flow=export", override.rstrip("'")])
+    assert config.steps["surgery"].config.then[0]["tensors"] == {"scores": "logits"}
 
 
 def test_outputs_of_other_shapes_are_refused_with_both(tmp_path: Path) -> None:
@@ -174,7 +177,11 @@ def test_an_overflow_is_refused_with_output_and_place(tmp_path: Path) -> None:
         nodes = [helper.make_node("Mul", ["x", "x"], ["y"])]
         outputs[name] = save(model(nodes, {"x": ["n", 2]}, {"y": ["n", 2]}, dtype=elem), tmp_path / f"{name}.onnx")
     np.savez(tmp_path / "d.npz", x=np.array([[1, 2], [3, 4], [5, 1000]], np.float32))
-    with pytest.raises(StageError, match=r"'y' of the candidate has 1 values that are not finite.*\[0, 1\].*sample 2"):
+    said = (
+        r"'y' of the candidate has 1 values that are not finite.*\[0, 1\].*sample 2; "
+        r"it first appears in Mul 'y', whose output 'y' has inf"
+    )
+    with pytest.raises(StageError, match=said):
         given = {"holdout": tmp_path / "d.npz", "profiles": {}, "data": {"batch_size": 1}}
         run(tmp_path, outputs["f32"], outputs["f16"], **given)
 
@@ -298,3 +305,80 @@ def test_the_worst_output_is_the_one_with_the_most_noise_for_its_signal() -> Non
     compared.add(reference, {"large": reference["large"] + 0.1, "small": reference["small"] + 0.01}, None)
     assert compared.summary()["worst_output"] == "small"
     assert compared.summary()["max_abs_error"] == pytest.approx(0.1)
+
+
+def narrow(path: Path, dtype: Any) -> Path:
+    """y = x * x in rows of 128: of inputs (n, 2, h, w) whose size 128 divides."""
+    elem = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"], name="square0"),
+        helper.make_node("Reshape", ["square", "shape"], ["y"]),
+    ]
+    weights = {"shape": np.array([-1, 2 * 8 * 8])}
+    return save(model(nodes, {"x": ["n", 2, "h", "w"]}, {"y": ["m", 128]}, weights, elem), path)
+
+
+def test_an_edge_that_the_reference_refuses_is_noted_and_the_others_are_compared(tmp_path: Path) -> None:
+    path = narrow(tmp_path / "m.onnx", np.float32)
+    shapes = {"default": {"x": {"min": [4, 2, 8, 8], "opt": [4, 2, 8, 8], "max": [8, 2, 16, 9]}}}
+    metrics, report = run(tmp_path, path, path, profiles=shapes)
+    assert [each["inputs"] for each in report["skipped_edges"]] == ["profile default: w=9"]
+    assert "cannot run the model" in report["skipped_edges"][0]["reason"]
+    assert metrics["samples"] > 0
+
+
+def test_extremes_are_told_apart_and_fail_nothing(tmp_path: Path) -> None:
+    """100 * 3 is squared beyond fp16's 65504, and not beyond fp32's largest."""
+    exact, half = narrow(tmp_path / "f32.onnx", np.float32), narrow(tmp_path / "f16.onnx", np.float16)
+    metrics, report = run(
+        tmp_path, exact, half, profiles={"default": {"x": {k: [4, 2, 8, 8] for k in ("min", "opt", "max")}}}
+    )
+    assert float(str(metrics["max_abs_error"])) < 0.1
+    assert report["extremes"]["zeros"]["candidate"] == {
+        "finite": True, "max_abs_error": 0.0, "cosine": 1.0, "sqnr_db": None,
+    }  # fmt: skip
+    large = report["extremes"]["large"]["candidate"]
+    assert large["finite"] is False and "it first appears in Mul 'square0'" in large["reason"]
+
+
+def test_a_reference_that_is_not_finite_is_located_too(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Neg", ["x"], ["n"]), helper.make_node("Sqrt", ["n"], ["y"], name="root")]
+    path = save(model(nodes, {"x": ["k", 2]}, {"y": ["k", 2]}), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.array([[0, 0], [0, 1]], np.float32))
+    with pytest.raises(StageError, match=r"of the reference has 1 values.*sample 1; it first appears in Sqrt 'root'"):
+        run(tmp_path, path, path, holdout=tmp_path / "d.npz", profiles={})
+
+
+def test_the_report_says_how_errors_are_distributed_and_which_batches_are_worst(tmp_path: Path) -> None:
+    one, other = classifier(tmp_path / "one.onnx"), classifier(tmp_path / "other.onnx", noise=0.05)
+    _, report = run(tmp_path, one, other, data={"batch_size": 1}, holdout=holdout(tmp_path / "data.npz"))
+    histogram = report["candidate"]["outputs"]["logits"]["abs_error_histogram"]
+    assert sum(histogram["counts"]) + histogram["exact"] == 20 * 5
+    assert len(histogram["log10_edges"]) == len(histogram["counts"]) + 1
+    worst = report["candidate"]["worst_batches"]
+    assert len(worst) == 10 and {each["output"] for each in worst} == {"logits"}
+    assert all(each["batch"] == each["first_sample"] for each in worst)
+
+
+def test_a_metric_of_the_users_judges_by_labels_of_any_type(tmp_path: Path) -> None:
+    one, other = classifier(tmp_path / "one.onnx"), classifier(tmp_path / "other.onnx", noise=0.5)
+    data = holdout(tmp_path / "data.npz", text=np.array([f"sample {index}" for index in range(20)]))
+    script = tmp_path / "own.py"
+    script.write_text(
+        "import numpy as np\n"
+        "def metric(outputs, labels):\n"
+        "    assert [len(each) for each in labels] == [len(each['logits']) for each in outputs]\n"
+        "    assert labels[0][0] == 'sample 0'\n"
+        "    return {'largest': np.concatenate([each['logits'].max(1) for each in outputs]), 'batches': len(labels)}\n"
+    )
+    fact = {"callable": ".py:metric", "direction": "lower", "packages": {}}
+    files = {"reference": [one], "onnx": [other], "holdout": [data], "metric": [script]}
+    known = facts(profiles=PROFILE, holdout={}, metric=fact)
+    metrics = validate(Job(ValidateConfig(labels="text"), files, known, tmp_path))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert metrics["accuracy"] is None
+    told = report["metric"]["candidate"]["largest"]
+    assert told["drop"] == pytest.approx(told["candidate"] - told["reference"]) == metrics["metric_drop"]
+    assert told["drop_interval"][0] < told["drop"] < told["drop_interval"][1]
+    assert metrics["metric"]["batches"]["drop"] == 0.0  # type: ignore[index,call-overload]
+    assert not list(tmp_path.glob("tmp*"))  # what was kept for it is gone
