@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from conf import auto_skip
 from conf.compose import raw
 from conf.groups import GROUPS, PACKAGE
 
@@ -78,7 +79,12 @@ class Origins:
 
     @cached_property
     def _composed(self) -> Mapping[str, Any]:
-        return _plain(raw(self.overrides, self._config_dirs))
+        composed = _plain(raw(self.overrides, self._config_dirs))
+        steps = composed.get("steps") or {}
+        if auto_skip.is_asked(steps):
+            flow = str(composed["hydra"]["runtime"]["choices"].get("flow"))
+            return {**composed, "steps": auto_skip.rewired(steps, composed["gates"], flow)}
+        return composed
 
     @property
     def _files(self) -> Iterator[tuple[str, str]]:

@@ -10,23 +10,24 @@ import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from artifacts.record import Record
+from artifacts import publications
+from artifacts.record import Blob, Record
 from artifacts.store import Store
 from conf.errors import ConfigError
 from conf.schema import Calibration, Config, Holdout, Source
-from pipelines import data, graph, profiles, sharing, sources, targets
+from pipelines import data, evidence, graph, judging, kept_ranges, profiles, sharing, sources, targets
 from pipelines.configs import Configs
 from pipelines.errors import Exit
 from pipelines.execute import Outcome, Workshop
 from pipelines.graph import Node
 from pipelines.targets import BuildTarget
 from stages import STAGES, installed
-from stages.gates import failures
+from stages.gates import Baseline
 from stages.stage import JSON, Progress
 
 if TYPE_CHECKING:
@@ -75,16 +76,14 @@ class Session:
                 return f"{name} {before.state}"
             if refusals := self.refusals(before):
                 return f"gate: {'; '.join(refusals)}"
+        if node.stage.name == "publish" and (refusals := self.reservations(node.target)):
+            return f"gate: {'; '.join(refusals)}"  # of a step beside it, such as bench
         return None
 
     def refusals(self, outcome: Outcome) -> list[str]:
-        """What the flow's gates have against a validated plan; empty for every other step."""
-        if outcome.record is None or outcome.node.stage.name != "validate":
-            return []
-        plan = outcome.node.upstream.get("plan")
-        record = self.outcomes[plan[0]].record if plan else None
-        plan_bytes = record.outputs[plan[1]].bytes if plan and record else None
-        return failures(self.config.gates, outcome.record.metrics, plan_bytes)
+        """What the flow's gates have against what a step made or measured; empty where they ask nothing of it."""
+        published = partial(self._baseline, outcome.node)
+        return judging.refusals(self.config.gates, outcome, self.nodes, self.outcomes, published)
 
     def look(self) -> None:
         """Finds out how every node stands; runs and changes nothing."""
@@ -115,32 +114,86 @@ class Session:
         )
 
     def settle(self) -> None:
-        """Closes a run: what gates keep from running is skipped, refs move, and published directories are there."""
+        """Closes a run: what gates keep from running is skipped, refs move, and published directories are there.
+
+        Raises:
+            StoreError: The store cannot be written, or is damaged where it says what was published.
+        """
         for name, outcome in self.outcomes.items():
             if outcome.state in ("waiting", "missing"):
                 reason = self.obstacle(outcome.node) or outcome.reason
                 self.outcomes[name] = Outcome(outcome.node, "skipped", reason=reason)
         if self.signature is not None:  # no plan is made from it, and every run asks for it
             self.store.set_ref(f"signatures/{self.config.model.name}", self.signature)
-        refs = {}
+        refs = kept_ranges.refs(self.config, self.outcomes.values())
         for target in self.targets:
             plan = self.plan(target)
             if plan is not None and plan.key:
-                refs[f"plans/{self._place(target)}"] = plan.key
-        for outcome in self.outcomes.values():
-            if outcome.done and outcome.record and outcome.key and self._is_published(outcome.node):
-                place = self._place(outcome.node.target)
-                files = {outcome.node.stage.file_name(name): blob for name, blob in outcome.record.outputs.items()}
-                self.store.publish(place, outcome.key, files)
-                refs[f"published/{place}"] = outcome.key
+                refs[f"plans/{self.place(target)}"] = plan.key
         for name, key in refs.items():
             self.store.set_ref(name, key)
+        for outcome in self.outcomes.values():
+            if outcome.done and outcome.key and self.is_published(outcome.node):
+                refs |= self._publish(outcome, outcome.key)
+        for target in self.targets:
+            self._mark(target)
         if self.workshop.sharing and any(outcome.state == "built" for outcome in self.outcomes.values()):
             self.workshop.sharing.send_refs(refs)
         self.store.memo.save()
         self.store.release()
 
-    def _is_published(self, node: Node) -> bool:
+    def _publish(self, outcome: Outcome, key: str) -> dict[str, str]:
+        """Publishes what a step made, unless a gate says no or somebody rolled it back; the ref that says so."""
+        place = self.place(outcome.node.target)
+        published = self.store.ref(f"published/{place}")
+        if self.held_back(outcome.node.target):
+            return {}
+        if published != key:
+            history = publications.history(self.store, place)
+            if key in history.withdrawn:
+                self.workshop.note(f"{place}: not published, it was rolled back: `trtforge publish` publishes it again")
+                return {}
+        record = outcome.record
+        if record is not None and published == key:  # what is published is mended where it is damaged
+            self.store.publish(place, key, published_files(record))
+        elif record is not None:
+            publication = publications.Publication(key, at=publications.now(), by=publications.whoever())
+            publications.move(self.store, place, published_files(record), publication)
+        return {f"published/{place}": key}
+
+    def _mark(self, target: BuildTarget) -> None:
+        """Marks the target's plan in the store where a gate says no to it, and takes the mark off where none does."""
+        plan = self.plan(target)
+        if plan is None or plan.key is None:
+            return
+        if found := self.held_back(target):
+            publications.refuse(self.store, self.place(target), plan.key, found)
+        elif self.validated(target) or self.published(target) is not None:
+            publications.let_pass(self.store, self.place(target))
+
+    def reservations(self, target: BuildTarget | None) -> list[str]:
+        """What the gates have against what is made for `target`, by any of its steps or of those before them."""
+        return [refusal for outcome in self._own(target) for refusal in self.refusals(outcome)]
+
+    def held_back(self, target: BuildTarget | None) -> list[str]:
+        """Why what is made for `target` is not to be published: the gates say no, or could not be asked."""
+        return self.reservations(target) + judging.unjudged(self.config.gates, self._own(target))
+
+    def _own(self, target: BuildTarget | None) -> list[Outcome]:
+        """The steps of `target`, and those that it shares with others."""
+        return [outcome for outcome in self.outcomes.values() if outcome.node.target in (None, target)]
+
+    def way_past(self, outcome: Outcome) -> str:
+        """What the user can do about the refusals of a step."""
+        if not any(plan.done for plan in map(self.plan, self.targets) if plan):
+            return "nothing was built from it: loosen the gate, or let `quantize` leave out more by other options"
+        kept = "the plan is kept and not published: `trtforge publish … --force --reason TEXT` publishes it anyway"
+        searched = [node.step for node in self.nodes if node.stage.name == "keep_float"]
+        if not searched or outcome.node.stage.name != "validate":
+            return kept
+        return f"on calibration data it held: ask for more there, steps.{searched[0]}.config.min_sqnr_db=…; {kept}"
+
+    def is_published(self, node: Node) -> bool:
         """Whether what `node` makes is for people: a plan with its manifest, or the ONNX that a flow ends with."""
         if node.stage.name == "publish":
             return True
@@ -158,9 +211,11 @@ class Session:
 
     def published(self, target: BuildTarget | None) -> Path | None:
         """The directory that the run published for `target`; None for a flow that does not depend on targets."""
-        own = [o for o in self.outcomes.values() if o.node.target == target and self._is_published(o.node)]
-        done = any(o.done for o in own)
-        return self.store.root / "published" / self._place(target) if done else None
+        place = self.place(target)
+        own = [o for o in self.outcomes.values() if o.node.target == target and self.is_published(o.node)]
+        # A step may be done and its plan not be the published one: a gate says no, or it was rolled back.
+        done = any(o.done and o.key == self.store.ref(f"published/{place}") for o in own)
+        return self.store.root / "published" / place if done else None
 
     def validated(self, target: BuildTarget) -> bool:
         """Whether the target's plan was validated and no gate has anything against it."""
@@ -176,12 +231,22 @@ class Session:
             return Exit.GATE_SAID_NO
         return Exit.DONE
 
-    def _place(self, target: BuildTarget | None) -> str:
+    def place(self, target: BuildTarget | None) -> str:
         """`digits/sm_89/rtx-1.7.1.116/int8`; the GPU's target is named where a plan is for that GPU only."""
         if target is None:
             return f"{self.config.model.name}/{self.config.flow}"
         flow = self.config.flow if target.facts["gpu"] is None else f"{self.config.flow}@{target.name}"
         return f"{self.config.model.name}/{target.architecture}/{target.release}/{flow}"
+
+    def _baseline(self, node: Node) -> Baseline | None:
+        """How fast the plan is that is published where that of `node` would be."""
+        return judging.baseline(self.store, self.place(node.target))
+
+
+def published_files(record: Record) -> dict[str, Blob]:
+    """What a published record's directory holds, by the names of the files."""
+    stage = STAGES[record.fields["stage"]]
+    return {stage.file_name(name): blob for name, blob in record.outputs.items()}
 
 
 def open_session(
@@ -214,10 +279,12 @@ def open_session(
         )
     if not config.store.root:
         raise ConfigError("store.root is empty", "name a directory, or unset TRTFORGE_STORE")
+    judging.require_measured(config)
     main = sources.main_file(config.model)
     workshop = Workshop(configs.store(Path(config.store.root)), {}, _provenance(config, overrides), stop or Event())
     chosen = targets.resolve(config, note) if any(graph.is_per_target(config).values()) else []
     targets.refuse_precisions(config, chosen)
+    targets.refuse_without_refit(config, chosen)
     sources.refuse_plugins(config.model, *(target.backend for target in chosen))
     signature, key = _signature(workshop, main, progress) if main else (None, None)
     if signature is not None:
@@ -225,7 +292,7 @@ def open_session(
     shared = sharing.opened(config.store, workshop.store, note)
     facts = _model_facts(config, signature)
     files = {**sources.collect(config.model, signature), **data.files("calibration", config.model.calibration),
-             **data.files("holdout", config.model.holdout)}  # fmt: skip
+             **data.files("holdout", config.model.holdout), **evidence.files(config.model.holdout)}  # fmt: skip
     facts |= _data_facts(config, files, facts)
     reasons = _reasons(workshop, overrides, config_dirs)
     workshop = replace(
@@ -236,10 +303,20 @@ def open_session(
         reason=lambda node, question: reasons()(node, question),
         origins=lambda node: reasons().origins(node),
     )
-    session = Session(config, chosen, graph.expand(config, chosen, files), workshop, signature=key)
+    kept = kept_ranges.find(config, workshop.store, note)
+    session = Session(config, chosen, graph.expand(config, chosen, files, kept), workshop, signature=key)
     session.look()
+    if any(getattr(step.config, "against", None) for step in config.steps.values()):
+        session.nodes = evidence.with_against(session, lambda path: _onnx_files(workshop, path, progress))
+        session.look()
     configs.keep()
     return session
+
+
+def _onnx_files(workshop: Workshop, path: Path, progress: Progress) -> list[Path]:
+    """An ONNX file, and its data."""
+    signature, _ = _signature(workshop, path, progress)
+    return [path, *(path.parent / name for name in signature["external_data"])]
 
 
 def _reasons(workshop: Workshop, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Callable[[], Reasons]:
@@ -282,11 +359,12 @@ def _model_facts(config: Config, signature: Mapping[str, Any] | None) -> dict[st
 def _data_facts(config: Config, files: sources.Files, facts: Mapping[str, Any]) -> dict[str, JSON]:
     def fact(name: str, said: Calibration | Holdout) -> dict[str, JSON] | None:
         # What no step reads need not be readable here.
-        return data.fact(name, said, files, facts["profiles"]) if graph.needs_fact(config, name) else None
+        return data.fact(name, said, files, facts["profiles"]) if graph.takes(config, name) else None
 
     return {
         "calibration": fact("calibration", config.model.calibration),
         "holdout": fact("holdout", config.model.holdout),
+        "metric": evidence.fact(config.model.holdout) if graph.needs_fact(config, "metric") else None,
     }
 
 

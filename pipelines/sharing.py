@@ -76,6 +76,14 @@ class Sharing:
             except RemoteError as error:
                 self._without(error)
 
+    def move_refs(self, refs: Mapping[str, str]) -> None:
+        """Lets the names in the remote mean these keys, though they may mean later ones there."""
+        if self._writes:
+            try:
+                self.exchange.move_refs(refs)
+            except RemoteError as error:
+                self._without(error)
+
     def fetch_timing(self, place: str) -> None:
         """Brings the timing caches of a place into the store, as far as the remote can be used."""
         if self._reads:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stages import plan
@@ -22,10 +22,26 @@ class PublishConfig:
     Attributes:
         model: The model's name.
         flow: The flow that built the plan.
+        stripped: Whether the plan was to be built without its weights. Where that cannot be done it has them, and the
+            manifest says so as far as the plan's header does.
+        forced_reason: Why it is published although gates say no; `trtforge publish --force --reason` sets it.
+        forced_gates: What they say; set likewise.
+        forced_by: Who did it, `user@host`; set likewise.
     """
 
     model: str
     flow: str = ""
+    stripped: bool = False
+    forced_reason: str = ""
+    forced_gates: list[str] = field(default_factory=list)
+    forced_by: str = ""
+
+    @property
+    def forced(self) -> JSON:
+        """As the manifest has it; null where nothing had to be forced."""
+        if not self.forced_gates:
+            return None
+        return {"reason": self.forced_reason, "gates": self.forced_gates, "by": self.forced_by}
 
 
 def publish(job: Job[PublishConfig]) -> Metrics:
@@ -55,6 +71,8 @@ def publish(job: Job[PublishConfig]) -> Metrics:
         "platform": facts["platform"],
         "plan": {"file": destination.name, "sha256": digest, "bytes": header.bytes},
         "validation": validation,
+        "stripped": job.config.stripped and not header.weight_bytes,
+        "forced": job.config.forced,
     }
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (job.out / "manifest.json").write_text(text, encoding="utf-8")
@@ -79,7 +97,7 @@ def _sha256(path: Path) -> str:
 
 STAGE = Stage(
     name="publish",
-    version=1,
+    version=2,
     config=PublishConfig,
     run=publish,
     inputs=("plan",),

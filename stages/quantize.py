@@ -7,10 +7,11 @@ the pairs go is `stages/quantization.py`'s to say.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stages import onnx_file, onnx_graph, onnx_shapes, quantization, sensitivity_table, tensor_ranges
 from stages.allowed import require, require_at_least, require_word
@@ -56,6 +57,10 @@ FP8_MOST_PLACES = 32
 """TensorRT-RTX 1.7.1 has no FP8 convolution whose kernel has more places: 4 x 8 reads FP8, 3 x 11 and 7 x 7 floats."""
 
 
+AUTO = "auto"
+"""What `skip` says where the layers that stay in float are looked for."""
+
+
 @dataclass(frozen=True)
 class QuantizeConfig:
     """How, and what stays in float.
@@ -64,7 +69,8 @@ class QuantizeConfig:
         precision: `int8`, or `fp8` (E4M3).
         attention: `none`, or `qk_pv`: the two matrix products of attention are quantized, too. Calibration must have
             seen their inputs.
-        skip: Glob patterns of node names that stay in float; an unnamed node goes by its first output.
+        skip: Glob patterns of node names that stay in float; an unnamed node goes by its first output. `auto`: as few
+            layers as let the gates hold, the most sensitive first; the flow gets the steps that find them.
         only: Glob patterns of the convolutions and matrix products that are quantized; none: all.
         skip_ops: Operators that stay in float, such as `ConvTranspose`, or `Add` for the shortcuts.
         only_ops: Those of Conv, ConvTranspose, Gemm, MatMul that are quantized; none: all.
@@ -74,7 +80,7 @@ class QuantizeConfig:
 
     precision: str = "int8"
     attention: str = "none"
-    skip: list[str] = field(default_factory=list)
+    skip: Any = field(default_factory=list)
     only: list[str] = field(default_factory=list)
     skip_ops: list[str] = field(default_factory=list)
     only_ops: list[str] = field(default_factory=list)
@@ -87,6 +93,17 @@ class QuantizeConfig:
         for operator in self.only_ops:
             require(operator in WEIGHTED, "only_ops", operator, ", ".join(WEIGHTED))
         require_at_least(self, 0, "skip_sensitive")
+        require_patterns_or_auto(self.skip)
+
+
+def require_patterns_or_auto(skip: object) -> None:
+    """Holds the option `skip` to a list of patterns, or the word `auto`.
+
+    Raises:
+        NotAllowedError: It is neither.
+    """
+    patterns = isinstance(skip, list) and all(isinstance(pattern, str) for pattern in skip)
+    require(patterns or skip == AUTO, "skip", skip, f"a list of patterns, or {AUTO}")
 
 
 def quantize(job: Job[QuantizeConfig]) -> Metrics:
@@ -98,7 +115,7 @@ def quantize(job: Job[QuantizeConfig]) -> Metrics:
     config = job.config
     model = onnx_file.read(job.inputs["onnx"])
     prepare(model, config.precision)
-    skipped = in_float(model, config) | _sensitive(job, model)
+    skipped = in_float(model, config) | _sensitive(job, model) | _found(job)
     placement = quantization.place(model, skipped, config.attention)
     if not placement.reads:
         raise StageError(f"{_choice(config)} leaves nothing to quantize", "keep fewer nodes in float")
@@ -134,7 +151,7 @@ def in_float(model: ModelProto, config: QuantizeConfig) -> set[str]:
     """
     nodes = model.graph.node
     weighted = {onnx_graph.label(node): node.op_type for node in nodes if node.op_type in WEIGHTED}
-    found = onnx_graph.matching(nodes, config.skip, "skip")
+    found = set() if config.skip == AUTO else onnx_graph.matching(nodes, config.skip, "skip")
     if config.only:
         found |= weighted.keys() - onnx_graph.matching(nodes, config.only, "only")
     for option, operators in (("skip_ops", config.skip_ops), ("only_ops", config.only_ops)):
@@ -176,6 +193,30 @@ def _sensitive(job: Job[QuantizeConfig], model: ModelProto) -> set[str]:
     table = sensitivity_table.read(job.file("sensitivity"))
     sensitivity_table.require_layers(table, {onnx_graph.label(node) for node in model.graph.node})
     return set(sensitivity_table.worst(table, config.skip_sensitive, config.min_sqnr_db))
+
+
+def _found(job: Job[QuantizeConfig]) -> set[str]:
+    """The layers that the stage `keep_float` has found.
+
+    Raises:
+        StageError: They are asked for, and are not given.
+    """
+    if job.config.skip != AUTO:
+        return set()
+    if not job.inputs.get("float_layers"):
+        raise StageError(
+            "quantize: skip=auto, and nobody has looked for the layers that stay in float",
+            "add a step of stage keep_float, and give steps.quantize.inputs.float_layers=STEP.layers",
+        )
+    path = job.file("float_layers")
+    try:
+        layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        return {str(layer) for layer in layers}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StageError(
+            f"{path}: not the layers that stay in float: {error!r}",
+            "give a float_layers.json as the stage keep_float writes it",
+        ) from error
 
 
 def prepare(model: ModelProto, precision: str = "int8") -> None:
@@ -295,7 +336,7 @@ STAGE = Stage(
     config=QuantizeConfig,
     run=quantize,
     inputs=("onnx", "ranges"),
-    optional=("sensitivity",),
+    optional=("sensitivity", "float_layers"),
     outputs={"onnx": "model.onnx"},
     tools=("onnx", "numpy"),
     precisions=lambda config: (config.precision,),

@@ -1,29 +1,32 @@
-"""The stage `sensitivity`: how much each layer alone costs when it is quantized, measured at the model's outputs.
+"""The stage `sensitivity`: what quantizing costs, for each layer alone at the model's outputs, and for each tensor.
 
 For each layer the model runs with this one quantized and every other in float, on some batches. One session serves all:
 each read of a quantized tensor becomes a choice between the two, and which layer is on is an input.
 
     x ─ Q ─ DQ ─ Conv      →      x ─┬─ Q ─ DQ ─ Where(layer's switch) ─ Conv
                                      └──────────────┘
+
+For each tensor that carries Q/DQ its codes are compared with its own values in float. A tensor of a low ratio has a
+range that does not suit it; a layer of a low one whose tensors have a high one is where the model bears no error.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import log10
 from typing import TYPE_CHECKING
 
 from stages import batches, exact_runs, onnx_file, onnx_graph, quantization, quantize, tensor_ranges, trial
 from stages.allowed import require_at_least, require_word
 from stages.comparison import Comparison
 from stages.data import reading
-from stages.placement.contract import Read, View
+from stages.placement.contract import Placement, Read, View
 from stages.placement.weighted import is_weighted
 from stages.stage import JSON, Job, Metrics, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from onnx import ModelProto
 
 
@@ -49,7 +52,7 @@ class SensitivityConfig:
 
 
 def sensitivity(job: Job[SensitivityConfig]) -> Metrics:
-    """Writes the SQNR of the worst output for each layer.
+    """Writes the SQNR of the worst output for each layer, and of each quantized tensor.
 
     Raises:
         StageError: Nothing to quantize, ranges of another model, or a model that cannot run on the data.
@@ -59,6 +62,7 @@ def sensitivity(job: Job[SensitivityConfig]) -> Metrics:
     names = trial.output_tensors(reference)
     given = reading.opened(job, "calibration", batches.model_inputs(reference))
     feeds = trial.Slice(given, job.config.samples)
+    tensors = _tensors(job, trial.Slice(given, job.config.samples))
     switched, operators = _switched(job)
     float_session, session = exact_runs.open_exact(reference), exact_runs.open_exact(switched)
     compared = {layer: Comparison(layer) for layer in operators}
@@ -72,18 +76,108 @@ def sensitivity(job: Job[SensitivityConfig]) -> Metrics:
     layers: dict[str, JSON] = {
         layer: {"operator": operators[layer], "sqnr_db": decibels} for layer, decibels in found.items()
     }
+    readers = _readers(job)
+    written: dict[str, JSON] = {
+        name: {"kind": each.kind, "sqnr_db": each.sqnr_db, "layers": readers[name]} for name, each in tensors.items()
+    }
     about: Metrics = {"precision": job.config.precision, "samples": feeds.samples, "batches": feeds.batches}
-    text = json.dumps({**about, "layers": layers}, indent=1, allow_nan=False) + "\n"
+    text = json.dumps({**about, "layers": layers, "tensors": written}, indent=1, allow_nan=False) + "\n"
     (job.out / "sensitivity.json").write_text(text, encoding="utf-8")
     measured = {layer: decibels for layer, decibels in found.items() if decibels is not None}
     worst = sorted(measured, key=lambda layer: measured[layer])[:10]
-    return {**about, "layers": len(layers), "worst": {layer: measured[layer] for layer in worst}}
+    noisy = sorted((each.sqnr_db, name) for name, each in tensors.items() if each.sqnr_db is not None)[:10]
+    return {
+        **about,
+        "layers": len(layers),
+        "worst": {layer: measured[layer] for layer in worst},
+        "tensors": len(tensors),
+        "worst_tensors": {name: decibels for decibels, name in noisy},
+    }
 
 
 def _decibels(compared: Comparison) -> float | None:
     """The SQNR of the worst output, to 0.01 dB; None where no output changes or none had a signal."""
     worst = max(compared.outputs.values(), key=lambda each: each.noise_ratio)
     return None if worst.sqnr_db is None else round(worst.sqnr_db, 2)
+
+
+@dataclass
+class _Tensor:
+    """A tensor beside its codes.
+
+    Attributes:
+        kind: `activation` or `weight`.
+        signal: The sum of its squares.
+        noise: The sum of the squares of what its codes are off.
+    """
+
+    kind: str
+    signal: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """To 0.01 dB; None where the codes are exact, or the tensor is all zeros."""
+        return round(10 * log10(self.signal / self.noise), 2) if self.noise and self.signal else None
+
+
+def _tensors(job: Job[SensitivityConfig], feeds: trial.Slice) -> dict[str, _Tensor]:
+    """What becomes of each tensor that carries Q/DQ, in the model in which nothing reads the codes.
+
+    Raises:
+        StageError: The model cannot run on the data.
+    """
+    model, placement = _quantized(job)
+    kinds = {read.tensor: "activation" if read.axis is None else "weight" for read in placement.reads}
+    _measure_codes(model, kinds)
+    trial.round_weights(model)
+    sums = [f"{kind}/{name}" for name in kinds for kind in ("signal", "noise")]
+    session = exact_runs.open_exact(model)
+    found = {name: _Tensor(kind) for name, kind in kinds.items()}
+    for number, batch in enumerate(feeds):
+        got = exact_runs.run(session, sums, batch, number)
+        for name, each in found.items():
+            each.signal += float(got[f"signal/{name}"])
+            each.noise += float(got[f"noise/{name}"])
+        job.progress(f"tensors of batch {number + 1}", None)
+    return found
+
+
+def _measure_codes(model: ModelProto, tensors: Collection[str]) -> None:
+    """Leaves `model` in float; its only outputs are two scalars for each tensor: its energy and its codes' error."""
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    pairs = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    codes = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    of = {output: codes[node.input[0]].input[0] for output, node in pairs.items()}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = of.get(name, name)
+    del graph.output[:]
+    for output, name in of.items():
+        if name in tensors and f"signal/{name}" not in {value.name for value in graph.output}:
+            wide = [f"{kind}/{name}" for kind in ("wide", "wide codes", "error", "signal", "noise")]
+            graph.node.extend(
+                [
+                    helper.make_node("Cast", [name], [wide[0]], to=TensorProto.DOUBLE),
+                    helper.make_node("Cast", [output], [wide[1]], to=TensorProto.DOUBLE),
+                    helper.make_node("Sub", wide[:2], [wide[2]]),
+                    helper.make_node("ReduceSumSquare", [wide[0]], [wide[3]], keepdims=0),
+                    helper.make_node("ReduceSumSquare", [wide[2]], [wide[4]], keepdims=0),
+                ]
+            )
+            graph.output.extend(helper.make_tensor_value_info(each, TensorProto.DOUBLE, []) for each in wide[3:])
+
+
+def _readers(job: Job[SensitivityConfig]) -> dict[str, list[str]]:
+    """The layers that read each tensor."""
+    model = onnx_file.read(job.inputs["onnx"])
+    quantize.prepare(model, job.config.precision)
+    view, found = View(model.graph), dict[str, list[str]]()
+    for read in quantization.place(model, attention=job.config.attention).reads:
+        found.setdefault(read.tensor, []).append(_layer(view, read)[0])
+    return found
 
 
 def _switches(operators: Mapping[str, str], on: str) -> dict[str, batches.Array]:
@@ -97,7 +191,22 @@ def _switch(layer: str) -> str:
 
 
 def _switched(job: Job[SensitivityConfig]) -> tuple[ModelProto, dict[str, str]]:
-    """The model with a switch for each layer, and the operator of each.
+    """The model with a switch for each layer, and the operator of each."""
+    model = onnx_file.read(job.inputs["onnx"])
+    quantize.prepare(model, job.config.precision)
+    placement = quantization.place(model, attention=job.config.attention)
+    view = View(model.graph)
+    layers = [_layer(view, read) for read in placement.reads]
+    # A node goes by its first output: indices change as pairs are put in.
+    places = [(model.graph.node[read.node].output[0], read) for read in placement.reads]
+    model, _ = _quantized(job)
+    _put_switches(model, places, [name for name, _ in layers])
+    trial.round_weights(model)
+    return model, dict(layers)
+
+
+def _quantized(job: Job[SensitivityConfig]) -> tuple[ModelProto, Placement]:
+    """The model with all of its Q/DQ, and where they are.
 
     Raises:
         StageError: Nothing to quantize, or ranges of another model.
@@ -109,15 +218,9 @@ def _switched(job: Job[SensitivityConfig]) -> tuple[ModelProto, dict[str, str]]:
     tensor_ranges.require_match(
         ranges, placement.activations, onnx_graph.names(model.graph), "calibrate the same file that is measured"
     )
-    view = View(model.graph)
-    layers = [_layer(view, read) for read in placement.reads]
-    # A node goes by its first output: indices change as pairs are put in.
-    places = [(model.graph.node[read.node].output[0], read) for read in placement.reads]
     amax = {name: each.amax for name, each in ranges.items()}
     quantize.insert(model, placement, amax, job.config.precision)
-    _put_switches(model, places, [name for name, _ in layers])
-    trial.round_weights(model)
-    return model, dict(layers)
+    return model, placement
 
 
 def _layer(view: View, read: Read) -> tuple[str, str]:
@@ -147,7 +250,7 @@ def _put_switches(model: ModelProto, places: list[tuple[str, Read]], layers: lis
 
 STAGE = Stage(
     name="sensitivity",
-    version=1,
+    version=2,
     config=SensitivityConfig,
     run=sensitivity,
     inputs=("onnx", "ranges", "calibration"),

@@ -128,8 +128,8 @@ def compare(
         StageError: A model cannot run on a batch, or has no output to compare.
     """
     with TemporaryDirectory(dir=scratch) as folder:
-        kept = _Kept(Path(folder))
-        _run_float(read(), feeds, labels, kept, progress)
+        kept = Kept(Path(folder))
+        run_float(read(), feeds, labels, kept, progress)
         model, placement, scales = _scale_inputs(read(), next(iter(choices.values())), options)
         # Tensors that share a scale get the largest of theirs, as `quantize` will give it.
         given = {choice: placement.unified(ranges) for choice, ranges in choices.items()}
@@ -138,13 +138,18 @@ def compare(
         return _run_candidates(session, scales, given, kept, progress, options.precision)
 
 
-class _Kept:
-    """Feeds, what the float32 model made of each, and its labels, in files: they may be larger than the model."""
+class Kept:
+    """Feeds, what the float32 model made of each, and its labels, in files: they may be larger than the model.
+
+    Args:
+        folder: Where the files go.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._names = folder, list[tuple[list[str], list[str], bool]]()
 
     def add(self, feed: Batch, expected: Batch, truth: Array | None) -> None:
+        """Keeps one batch."""
         import numpy as np
 
         arrays = [*feed.values(), *expected.values(), *([] if truth is None else [truth])]
@@ -165,7 +170,8 @@ class _Kept:
             yield dict(zip(feed, arrays, strict=False)), made, truth
 
 
-def _run_float(model: ModelProto, feeds: Iterable[Batch], labels: str | None, kept: _Kept, progress: Progress) -> None:
+def run_float(model: ModelProto, feeds: Iterable[Batch], labels: str | None, kept: Kept, progress: Progress) -> None:
+    """Runs the float32 model on each of `feeds`, and keeps what it makes of it."""
     names = output_tensors(model)
     session = exact_runs.open_exact(model)
     del model
@@ -179,7 +185,7 @@ def _run_candidates(
     session: Any,
     scales: Mapping[str, tuple[str, int]],
     choices: Mapping[str, Ranges],
-    kept: _Kept,
+    kept: Kept,
     progress: Progress,
     precision: str,
 ) -> dict[str, Score]:

@@ -7,7 +7,7 @@ import pytest
 
 from stages.publish import STAGE, PublishConfig
 from stages.stage import Job, Metrics, StageError
-from tests.stages.stage_runs import VERSION, conv, facts, run_stage
+from tests.stages.stage_runs import VERSION, conv, facts, one_node, run_stage
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +17,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.plan"
 
 
-def publish(out: Path, plan: Path, report: Path | None = None, **given: Any) -> Metrics:
+def publish(
+    out: Path, plan: Path, report: Path | None = None, config: PublishConfig | None = None, **given: Any
+) -> Metrics:
     out.mkdir(exist_ok=True)
     inputs = {"plan": [plan]} | ({"report": [report]} if report else {})
-    return STAGE.run(Job(PublishConfig("digits", "int8"), inputs, facts(**given), out))
+    return STAGE.run(Job(config or PublishConfig("digits", "int8"), inputs, facts(**given), out))
 
 
 def test_the_manifest_says_what_the_plan_is_and_its_digest_is_the_plans(built: Path, tmp_path: Path) -> None:
@@ -40,7 +42,27 @@ def test_the_manifest_says_what_the_plan_is_and_its_digest_is_the_plans(built: P
         "platform": "linux_x86_64",
         "plan": {"file": "model.plan", "sha256": sha256, "bytes": len(content)},
         "validation": None,
+        "stripped": False,
+        "forced": None,
     }
+
+
+def test_a_plan_that_was_to_have_no_weights_and_has_them_is_not_called_stripped(built: Path, tmp_path: Path) -> None:
+    run_stage("build", tmp_path / "without", {"onnx": one_node(tmp_path / "m.onnx", "Relu")})
+    for name, plan, stripped in (("a", built, False), ("b", tmp_path / "without" / "model.plan", True)):
+        publish(tmp_path / name, plan, config=PublishConfig("digits", "int8", stripped=True))
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["stripped"] is stripped
+
+
+def test_the_manifest_says_what_was_forced(built: Path, tmp_path: Path) -> None:
+    forced: dict[str, Any] = {
+        "forced_reason": "the customer waits",
+        "forced_gates": ["cosine 0.5 < 0.9"],
+        "forced_by": "me@here",
+    }
+    publish(tmp_path, built, config=PublishConfig("digits", "int8", **forced))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["forced"] == {"reason": "the customer waits", "gates": ["cosine 0.5 < 0.9"], "by": "me@here"}
 
 
 def test_publishing_twice_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from stages import quantize, sensitivity_table
 from stages.placement.contract import Placement
@@ -67,6 +68,24 @@ def test_the_table_says_what_each_layer_costs_alone(tmp_path: Path) -> None:
         assert each["sqnr_db"] == pytest.approx(alone(model, layer, {"x": images()}), abs=0.05)
     assert (table["samples"], metrics["samples"], metrics["layers"]) == (16, 16, 5)
     assert set(metrics["worst"]) == set(table["layers"])
+
+
+def test_the_table_says_what_becomes_of_each_tensor_and_who_reads_it(tmp_path: Path) -> None:
+    model = residual_block(np.random.default_rng(0))
+    table, metrics = measured(model, tmp_path, {"x": images() * 20})
+    tensors = table["tensors"]
+    assert set(tensors) == {read.tensor for read in place(model).reads}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name, each in tensors.items():
+        assert each["kind"] == ("weight" if name in weights else "activation")
+    # `x` is clipped at 3 by a range that was made up; a weight has a scale for each output channel.
+    codes = np.clip(np.round(images() * 20 / (3 / 127)), -128, 127) * (3 / 127)
+    assert tensors["x"]["sqnr_db"] == pytest.approx(sqnr(images() * 20, codes), abs=0.02)
+    scale = np.abs(weights["w0"]).max(axis=(1, 2, 3), keepdims=True) / 127
+    rounded = np.round(weights["w0"] / scale) * scale
+    assert tensors["w0"]["sqnr_db"] == pytest.approx(sqnr(weights["w0"], rounded), abs=0.02)
+    assert tensors["w0"]["layers"] == tensors["x"]["layers"] == ["stem_conv"]
+    assert next(iter(metrics["worst_tensors"])) == min(tensors, key=lambda name: tensors[name]["sqnr_db"])
 
 
 def test_a_layer_that_is_cut_off_is_the_worst_and_quantize_leaves_it_out(tmp_path: Path) -> None:
