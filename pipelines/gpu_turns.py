@@ -1,7 +1,8 @@
 """One step per GPU: TensorRT times kernels while it builds, and two builds on one GPU would time each other.
 
 A turn is a lock of the user's on this machine, whatever the store. Of several GPUs of one kind each takes a step at a
-time. TensorRT-RTX times nothing and takes no turns: its builds share the CPU's cores.
+time. TensorRT-RTX times nothing and takes no turns: its builds share the CPU's cores. Steps that measure time take a
+turn with either; where no GPU can run what they measure, a turn of the CPU, which keeps them from each other.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from stages.gpus import Gpu
 
 @contextmanager
 def turn(node: Node, facts: Mapping[str, Any], holder: str, waiting: Callable[[str], None]) -> Iterator[str | None]:
-    """Holds a GPU that can run the step, if it needs one for itself.
+    """Holds a GPU that can run the step, or the CPU, if it needs one for itself.
 
     Args:
         node: The step.
         facts: Those of its question.
         holder: Who holds it, for those who wait.
-        waiting: Called with the holder while every such GPU is held; it may raise to give up.
+        waiting: Called with the holder while all of these are held; it may raise to give up.
 
     Yields:
         The UUID of the GPU that the step must be confined to; None where it has no choice, or needs no turn.
@@ -34,11 +35,12 @@ def turn(node: Node, facts: Mapping[str, Any], holder: str, waiting: Callable[[s
     Raises:
         OSError: The lock's directory cannot be made.
     """
-    uuids = [gpu.uuid for gpu in _candidates(node, facts)]
-    if not uuids:
+    places: dict[Path, str | None] = {directory() / f"{gpu.uuid}.lock": gpu.uuid for gpu in _candidates(node, facts)}
+    if not places and node.stage.measures_time:
+        places = {directory() / "cpu.lock": None}
+    if not places:
         yield None
         return
-    places = {directory() / f"{uuid}.lock": uuid for uuid in uuids}
     directory().mkdir(mode=0o700, parents=True, exist_ok=True)
     with first_free(list(places), holder, waiting) as held:
         # A process that may use one alone needs no telling, and a MIG instance cannot be named by its GPU's UUID.
@@ -54,7 +56,9 @@ def directory() -> Path:
 
 
 def _candidates(node: Node, facts: Mapping[str, Any]) -> tuple[Gpu, ...]:
-    if node.target is None or not node.stage.uses_gpu or not backends.find(node.target.backend).has_timing_cache:
+    if node.target is None or not node.stage.uses_gpu:
         return ()
-    name = facts.get("gpu")
+    if not (node.stage.measures_time or backends.find(node.target.backend).has_timing_cache):
+        return ()
+    name = facts["machine"]["gpu"] if node.stage.measures_time else facts.get("gpu")
     return tuple(gpu for gpu in node.target.here.of(node.target.compute_capability) if name in (None, gpu.name))

@@ -99,6 +99,21 @@ def test_what_times_nothing_on_a_gpu_waits_for_none(target: BuildTarget, stage: 
         assert not gpu_turns.directory().exists()
 
 
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_what_measures_time_has_the_gpu_for_itself_with_either_backend(backend: str) -> None:
+    target = replace(L4, backend=backend)
+    with turn(target, "bench"), pytest.raises(GaveUpError), turn(target, "bench"):
+        raise AssertionError("two plans were timed on one GPU")
+
+
+def test_what_measures_time_on_the_cpu_is_measured_one_at_a_time_whatever_its_target() -> None:
+    one, other = replace(L4, here=Gpus(())), replace(TWO_L4, here=Gpus(()), backend="tensorrt_rtx")
+    with turn(one, "bench") as gpu, pytest.raises(GaveUpError), turn(other, "bench"):
+        raise AssertionError(f"two models were timed on one CPU: {gpu}")
+    with turn(one, "bench") as gpu:
+        assert gpu is None
+
+
 @dataclass(frozen=True)
 class Asked:
     """Which of two builds it is."""
