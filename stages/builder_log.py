@@ -66,11 +66,44 @@ class Memory:
                 self.tactic = found[2]
 
 
+_ENGINE_LAYERS = "Engine Layer Information:"
+_ENGINE_LAYER = re.compile(r"^Layer\((\w+)\): (.*?), Tactic: -?\w+(?: \([^)]*\))?, (.*?) ?-> (.*)$", re.MULTILINE)
+_TENSOR_TYPE = re.compile(r"[\[(]([A-Z]\w*)[\[(][-\d,:]*[\])][\])]")
+"""`x (Half[1,3,8,8])`, and before TensorRT 8.6 `x[Half(1,3,8,8)]`."""
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """What the log says of one layer of the engine.
+
+    Attributes:
+        kind: Such as `CaskConvolution` or `Myelin`.
+        name: The layers of the network that it is fused of: `conv1 + PWN(relu1)`.
+        reads: The types of what it reads, in the log's words; weights are not told of.
+        writes: Those of what it writes.
+    """
+
+    kind: str
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+def engine_layers(log: str) -> list[EngineLayer]:
+    """The layers of the engine that a builder's log tells of at its end, if it is verbose; else none."""
+    _, _, told = log.rpartition(_ENGINE_LAYERS)
+    return [
+        EngineLayer(kind, name, tuple(_TENSOR_TYPE.findall(reads)), tuple(_TENSOR_TYPE.findall(writes)))
+        for kind, name, reads, writes in _ENGINE_LAYER.findall(told)
+    ]
+
+
 def make_logger(trt: Any) -> Any:
     """An `ILogger` that prints every message to stderr and keeps the errors in `logger.errors`, in order.
 
     Its `errors` are without the noise that every machine without a driver makes, which `noise` has; its `memory` is
-    what tactics lacked; its `timing` is what is wrong with timing caches, warnings too.
+    what tactics lacked; its `timing` is what is wrong with timing caches, warnings too; its `layers` is what it said
+    of the engine's layers.
     """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -80,10 +113,13 @@ def make_logger(trt: Any) -> Any:
             self.noise: list[str] = []
             self.memory = Memory()
             self.timing: list[str] = []
+            self.layers = ""
 
         def log(self, severity: Any, message: str) -> None:
             print(f"[{severity.name}] {message}", file=sys.stderr)
             self.memory.hear(message)
+            if message.startswith(_ENGINE_LAYERS):
+                self.layers = message
             if int(severity) <= int(trt.ILogger.Severity.ERROR):
                 (self.noise if _NOISE.search(message) else self.errors).append(message)
             if int(severity) <= int(trt.ILogger.Severity.WARNING) and "timing cache" in message.lower():

@@ -10,15 +10,17 @@ offset bytes field
 ====== ===== ==============================================
 
 The text begins with `header {`, where the version of this layout and the memory budget stand. After `descriptors {`
-there is a line `tensor={ … name="x" … type=int8 }` for each tensor, after `main {` one for each operation:
+there is a line `tensor={ … name="x" … type=int8 }` for each tensor, with a `const_payload_size` in bytes where the plan
+holds its values, after `main {` one for each operation:
 
     corrltn={ name="conv1" output={"y" } input={"x" "w" "scale" } … layers="[ONNX Layer: conv1] [ONNX Layer: x_dq]" }
     function={ name=__myl_MulReluCast … input_args={ "y" "scale" } … output_args={ "z" } …
 
 `corrltn` is a convolution, `deconvolution` a transposed one, `fully_connected` a matrix product; a `function` is a
 kernel fused of what its name abbreviates, `_gemm_mha_v2` a whole attention. `layers` are the ONNX nodes in it, with the
-character 1F between them; a node that the ONNX file does not name goes by `node_of_` and its first output. A
-`runtime_fusion` has a text of its own, too, which names no memory budget and is not read: what it reads stands outside.
+character 1F between them, and perhaps with what became of them (`[ONNX Layer: conv2]__gemm_from_conv1x1`); a node that
+the ONNX file does not name goes by `node_of_` and its first output. A `runtime_fusion` has a text of its own, which
+names no memory budget and is not read: what it reads stands outside.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stages import plan
@@ -50,13 +52,29 @@ _TAG = b"NLYM"
 _HEAD = struct.Struct("<4s4xQ")
 _LAYOUT = re.compile(rb"\Aheader \{\n  version = (\d+)$", re.MULTILINE)
 _MEMORY_BUDGET = re.compile(rb"^  memory_budget = (\d+)$", re.MULTILINE)
-_TENSOR = re.compile(rb'^  (?:sub_)?tensor=\{.*?\bname="([^"\n]+)".*\btype=(\w+) \}', re.MULTILINE)
+_TF32 = re.compile(rb"^  tf32=([01])$", re.MULTILINE)
+_TENSOR = re.compile(
+    rb'^  (?:sub_)?tensor=\{(?: alignment=\d+)?(?: const_payload_size=(\d+))?.*?\bname="([^"\n]+)".*\btype=(\w+) \}',
+    re.MULTILINE,
+)
 _OPERATION = re.compile(rb'^  (\w+)=\{ name=(?:"([^"\n]*)"|(\S+))([^\n]*)', re.MULTILINE)
 _READS = re.compile(rb'\binput(?:_args)?=\{((?: ?"[^"\n]*")*) \}')
 _WRITES = re.compile(rb'\boutput(?:_args)?=\{((?: ?"[^"\n]*")*) \}')
 _NAME = re.compile(rb'"([^"]+)"')
-_NODES = re.compile(rb'\blayers="\[ONNX Layer: ([^\n]*)\]"')
-_BETWEEN_NODES = "]\x1f[ONNX Layer: "
+_NODES = re.compile(rb'\blayers="\[ONNX Layer: ([^\n]*\]\w*)"')
+_BETWEEN_NODES = re.compile(r"\]\w*\x1f\[ONNX Layer: ")
+_AFTER_NODES = re.compile(r"\]\w*$")
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor's type as the plan calls it, and how many bytes of it the plan holds; 0: it is computed."""
+
+    kind: str
+    held_bytes: int
+
+
+_UNKNOWN = _Tensor("?", 0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,8 @@ class Operation:
         reads: The types of its inputs, in order: `int8`, `fp8_e4m3`, `half`, `float`, …; `?` for an unknown one.
         writes: The types of its outputs.
         nodes: The ONNX nodes that it computes, whole or in part, as the plan calls them.
+        weights: The types of those of its inputs that the plan holds: weights, biases, scales.
+        weight_bytes: The size of these; one that two operations read counts for both.
     """
 
     kind: str
@@ -76,6 +96,13 @@ class Operation:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     nodes: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    weight_bytes: int = 0
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Of a weighted one, the types among which its two factors are; a fusion reads scales and biases between."""
+        return self.reads[:2] if self.kind in FACTORS_FIRST else self.reads
 
     @property
     def is_weighted(self) -> bool:
@@ -90,10 +117,14 @@ class Graph:
     Attributes:
         memory_budget_bytes: The most device memory that it was allowed to take: the pool `workspace`, about.
         operations: In the order in which they run.
+        constants: How many bytes the plan holds for them, by type, each tensor once.
+        tf32: Whether float products may be computed in TF32; None where the plan does not say.
     """
 
     memory_budget_bytes: int
     operations: tuple[Operation, ...]
+    constants: Mapping[str, int] = field(default_factory=dict)
+    tf32: bool | None = None
 
 
 def why_unreadable(path: Path) -> str | None:
@@ -167,24 +198,43 @@ def _graph(text: bytes) -> Graph:
         raise StageError("the plan's graph names no memory budget", "build it again, or fetch it again")
     end = text.find(b"\nshape_main {")
     text = text[: None if end < 0 else end]
-    types = {_text(name): _text(kind) for name, kind in _TENSOR.findall(text)}
-    operations = tuple(
-        Operation(
-            _text(kind), _text(quoted or bare), _types(_READS, rest, types), _types(_WRITES, rest, types), _nodes(rest)
-        )
-        for kind, quoted, bare, rest in _OPERATION.findall(text[text.find(b"\nmain {") :])
+    tensors = {_text(name): _Tensor(_text(kind), int(size or 0)) for size, name, kind in _TENSOR.findall(text)}
+    found = _OPERATION.findall(text[text.find(b"\nmain {") :])
+    constants: Counter[str] = Counter()
+    for tensor in tensors.values():
+        constants[tensor.kind] += tensor.held_bytes
+    tf32 = _TF32.search(text)
+    return Graph(
+        int(budget[1]),
+        tuple(_operation(_text(kind), _text(quoted or bare), rest, tensors) for kind, quoted, bare, rest in found),
+        {kind: size for kind, size in sorted(constants.items()) if size},
+        tf32[1] == b"1" if tf32 else None,
     )
-    return Graph(int(budget[1]), operations)
 
 
-def _types(pattern: re.Pattern[bytes], text: bytes, types: dict[str, str]) -> tuple[str, ...]:
+def _operation(kind: str, name: str, rest: bytes, tensors: Mapping[str, _Tensor]) -> Operation:
+    reads, writes = ([tensors.get(name, _UNKNOWN) for name in _names(pattern, rest)] for pattern in (_READS, _WRITES))
+    held = [tensor for tensor in reads if tensor.held_bytes]
+    return Operation(
+        kind,
+        name,
+        tuple(tensor.kind for tensor in reads),
+        tuple(tensor.kind for tensor in writes),
+        _nodes(rest),
+        tuple(tensor.kind for tensor in held),
+        sum(tensor.held_bytes for tensor in held),
+    )
+
+
+def _names(pattern: re.Pattern[bytes], text: bytes) -> list[str]:
     match = pattern.search(text)
-    return tuple(types.get(_text(name), "?") for name in _NAME.findall(match[1])) if match else ()
+    return [_text(name) for name in _NAME.findall(match[1])] if match else []
 
 
 def _nodes(text: bytes) -> tuple[str, ...]:
     match = _NODES.search(text)
-    return tuple(_text(match[1]).replace('\\"', '"').split(_BETWEEN_NODES)) if match else ()
+    named = _AFTER_NODES.sub("", _text(match[1]).replace('\\"', '"')) if match else ""
+    return tuple(_BETWEEN_NODES.split(named)) if match else ()
 
 
 def _text(name: bytes) -> str:

@@ -88,6 +88,61 @@ def plan_of(engine: bytes) -> bytes:
     return head + table + engine
 
 
+GRAPH = r"""header {
+  version = 5
+  memory_budget = 9
+  tf32=0
+}
+descriptors {
+  tensor={ alignment=32 dims={ 1 4 } name="x" type=int8 }
+  tensor={ alignment=128 const_payload_size=16 dims={ 4 4 } name="w" type=int8 }
+  tensor={ alignment=128 const_payload_size=4 dims={ 1 } name="s" type=float }
+  tensor={ alignment=128 dims={ 1 4 } name="y" type=float }
+}
+main {
+ label bb1:
+  wait={ name=w1 stream=0 }
+  fully_connected={ name="p" output={"y" } input={"x" "w" "s" } stream=0  layers="LAYERS" }
+  function={ name=__myl_Mul input_args={ "y" "s" } output_args={ "y" } stream=0 layers="" swap_ab=false }
+}
+shape_main {
+  mul={ name="m" output={"y" } input={"x" "x" } }
+}
+"""
+
+
+def graph_of(layers: str, path: Path) -> plan_graph.Graph:
+    text = GRAPH.replace("LAYERS", layers).encode()
+    path.write_bytes(plan_of(struct.pack("<4s4xQ", b"NLYM", len(text)) + text))
+    (found,) = plan_graph.read(path)
+    return found
+
+
+def test_what_the_plan_holds_is_counted_once_for_it_and_once_for_each_that_reads_it(tmp_path: Path) -> None:
+    graph = graph_of("[ONNX Layer: p]", tmp_path / "net.plan")
+    assert (graph.constants, graph.tf32) == ({"float": 4, "int8": 16}, False)
+    _, product, scaling = graph.operations
+    assert (product.weights, product.weight_bytes) == (("int8", "float"), 20)
+    assert (scaling.weights, scaling.weight_bytes) == (("float",), 4)
+    assert (product.factors, scaling.factors) == (("int8", "int8"), ("float", "float"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "nodes"),
+    [
+        ("[ONNX Layer: p]", ("p",)),
+        ("[ONNX Layer: p]\x1f[ONNX Layer: q]", ("p", "q")),
+        ("[ONNX Layer: p]__gemm_from_conv1x1", ("p",)),
+        ("[ONNX Layer: p]__gemm_from_conv1x1\x1f[ONNX Layer: q]", ("p", "q")),
+        ("[ONNX Layer: a[0]/b]\x1f[ONNX Layer: c[1]]", ("a[0]/b", "c[1]")),
+        ('[ONNX Layer: the \\"p\\"]', ('the "p"',)),
+        ("", ()),
+    ],
+)
+def test_nodes_are_told_apart_whatever_became_of_them(layers: str, nodes: tuple[str, ...], tmp_path: Path) -> None:
+    assert graph_of(layers, tmp_path / "net.plan").operations[1].nodes == nodes
+
+
 @given(st.binary(max_size=60), st.integers(0, 2**64 - 1), st.booleans())
 def test_what_a_plan_claims_of_its_graph_is_believed_only_within_it(junk: bytes, claim: int, true: bool) -> None:
     text = b"header {\n  version = 5\n  memory_budget = 1\n" + junk
