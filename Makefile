@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0+cpu
 DEMO_STORE ?= .trtforge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-serial bindings test-torch faults big conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead reproducibility matrix test-modelopt test-gpu bench-store demo docs clean
+.PHONY: help setup lint test test-serial bindings test-torch faults big conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead reproducibility matrix test-modelopt test-browser test-gpu bench-store demo docs clean
 
 help:
 	@echo "make demo        a trained model to validated plans for three GPUs, on this machine"
@@ -25,6 +25,7 @@ help:
 	@echo "make reproducibility  the matrix's plans, each built four times: how many have the same bytes: 25 minutes"
 	@echo "make bench-overhead  builds for three targets beside a plain loop over TensorRT's calls, in ratios: 10 minutes, 3 GB"
 	@echo "make test-modelopt   the tests that need modelopt"
+	@echo "make test-browser    the report's pages in Chromium, pictures in build/screenshots"
 	@echo "make test-gpu    the tests that need a GPU and TensorRT: docs/gpu-testing.md"
 	@echo "make bench-store what looking costs, beside dvc, in ratios: 15 minutes, 6 GB of disk"
 	@echo "make lint        ruff, mypy, import-linter"
@@ -47,11 +48,15 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Bytecode is kept, as where trtforge is installed: without it each of hundreds of processes compiles what it imports,
+# which takes 0.15 s.
+KEPT_BYTECODE := env -u PYTHONDONTWRITEBYTECODE
+
 test: setup bindings
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not modelopt and not serial and not faults and not big"
+	$(KEPT_BYTECODE) $(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not modelopt and not serial and not faults and not big and not browser"
 
 test-serial: setup
-	$(BIN)/pytest -m "serial and not torch and not modelopt and not faults and not big"
+	$(KEPT_BYTECODE) $(BIN)/pytest -m "serial and not torch and not modelopt and not faults and not big"
 
 # TensorRT's Python bindings, without its libraries: what tests/stages/test_contract.py holds our calls against. 5 MB.
 BINDINGS := 10.13.3.9 10.16.1.11 11.0.0.114 11.4.0.106
@@ -67,7 +72,7 @@ conformance-sample: setup
 	$(BIN)/python -W ignore -m benchmarks.conformance --every 20
 
 faults: setup
-	$(BIN)/pytest -n 2 -m faults tests/faults
+	$(KEPT_BYTECODE) $(BIN)/pytest -n 2 -m faults tests/faults
 
 # Baselines and the wheels that carry models stay out of the lock: nothing of trtforge uses them.
 $(VENV)-conformance/.ready: requirements.lock pyproject.toml
@@ -151,6 +156,12 @@ $(GPU_VENV)/.ready: requirements.lock pyproject.toml
 
 test-gpu: $(GPU_VENV)/.ready
 	$(GPU_VENV)/bin/python -m pytest -m gpu
+
+# What the pages look like: pictures in build/screenshots.
+test-browser: setup
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ echo "no Chromium here: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/pytest -m browser
 
 big: setup
 	$(BIN)/pytest -m big

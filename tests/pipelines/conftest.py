@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,11 @@ from typing import Any
 
 import pytest
 
-COMMAND = Path(sys.executable).with_name("trtforge")
+from tests.pipelines import forks
+from tests.pipelines.forks import COMMAND
+
+READ_AT_A_START = ("PYTHON", "LD_", "TMPDIR")
+"""Variables of the loader and the interpreter, which a fork is too late for."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,26 @@ class Forge:
     def store(self) -> Path:
         return self.home / ".trtforge"
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment that it runs with."""
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "TRTFORGE_"))}
+        return {**plain, "PREFECT_HOME": str(self.home / "prefect"), **self.environment}
+
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "TRTFORGE_"))
-        }
-        environment |= {"PREFECT_HOME": str(self.home / "prefect"), **self.environment}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
         return subprocess.Popen(
             [str(COMMAND), *arguments],
             cwd=self.home,
-            env=environment,
+            env=self.variables,
             text=True,
             start_new_session=True,
             **{**pipes, **options},
         )
 
     def __call__(self, *arguments: str) -> Ran:
+        if not any(name.startswith(READ_AT_A_START) for name in self.environment):
+            return Ran(*forks.run(arguments, self.home, self.variables))
         process = self.start(*arguments)
         out, err = process.communicate(timeout=240)
         return Ran(process.returncode, out, err)
@@ -89,12 +97,30 @@ def forge(tmp_path: Path) -> Forge:
 
 
 @pytest.fixture(scope="session")
-def default_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store after a build with no override."""
-    built = Forge(tmp_path_factory.mktemp("default"))
-    ran = built.build()
-    assert ran.code == 0, ran.err
-    return built.store
+def default_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Where a build with no override ran, once for all test processes: its store, and `build.json`, what it said."""
+    own = tmp_path_factory.getbasetemp()
+    home = (own if worker_id == "master" else own.parent) / "default"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "build.json").exists():
+            ran = Forge(home).build()
+            assert ran.code == 0, ran.err
+            (home / "build.json").write_text(ran.out)
+    return home
+
+
+@pytest.fixture(scope="session")
+def default_build(default_home: Path) -> Ran:
+    """The build with no override, in an empty store."""
+    return Ran(0, (default_home / "build.json").read_text(), "")
+
+
+@pytest.fixture(scope="session")
+def default_store(default_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store after it, a copy for each test process: who looks into a store may write into its index."""
+    return Path(shutil.copytree(Forge(default_home).store, tmp_path_factory.mktemp("store") / "store", symlinks=True))
 
 
 @pytest.fixture
