@@ -124,6 +124,30 @@ def build(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool,
 @verbs.command()
 @verb
 @_with_config
+@click.option("--weights", required=True, type=click.Path(path_type=Path), metavar="FILE", help="safetensors or ONNX.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
+def refit(overrides: Sequence[str], config_dirs: Sequence[Path], weights: Path, quiet: bool, as_json: bool) -> Exit:
+    """Build with the weights of FILE: of a structure that was built before, only the weights are put in anew."""
+    from pipelines import new_weights
+
+    try:
+        swapped = new_weights.overrides(weights, overrides, config_dirs)
+    except new_weights.MismatchError as error:
+        if as_json:
+            print(json.dumps(_error_document(error.what, error.next_step) | error.document(), indent=1))
+        else:
+            new_weights.print_mismatch(error)
+        _say(error.what, error.next_step)
+        return Exit.WRONG_CALL
+    found, code = _build(swapped, config_dirs, quiet, as_json)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    return code
+
+
+@verbs.command()
+@verb
+@_with_config
 @click.option("-m", "--multirun", is_flag=True, help="Sweep, a line for each run: 'model=glob(*)' flow=fp16,int8.")
 @click.option("--remote", is_flag=True, help="Ask the remote too: what it has of this, and what it lacks.")
 def status(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool, remote: bool, as_json: bool) -> Exit:
@@ -133,9 +157,11 @@ def status(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool
     if multirun:
         return _status_of_many(overrides, config_dirs, as_json)
     from pipelines.document import document, print_table
+    from pipelines.foresight import foresee
     from pipelines.session import open_session
 
     session = open_session(overrides, config_dirs, _silent, _stop)
+    foresee(session)
     compared = _compare(session) if remote else None
     if as_json:
         print(json.dumps(document(session) | ({"remote": compared} if compared else {}), indent=1))
@@ -197,7 +223,7 @@ def why(what: str, overrides: Sequence[str], config_dirs: Sequence[Path], as_jso
 @_with_config
 @click.option("--records", is_flag=True, help="List every record instead: what each step answered, latest first.")
 def list_plans(overrides: Sequence[str], config_dirs: Sequence[Path], records: bool, as_json: bool) -> Exit:
-    """List the plans in the store."""
+    """List the plans in the store, and what they take of the disk."""
     from pipelines import inspection
 
     store = _store(overrides, config_dirs)
@@ -205,8 +231,9 @@ def list_plans(overrides: Sequence[str], config_dirs: Sequence[Path], records: b
         found = inspection.list_records(store)
         print(json.dumps({"records": found}, indent=1)) if as_json else inspection.print_records(found)
     else:
-        found = inspection.list_plans(store)
-        print(json.dumps({"plans": found}, indent=1)) if as_json else inspection.print_plans(found)
+        found, saved = inspection.list_plans(store), inspection.deltas(store)
+        document = {"plans": found, "deltas": saved}
+        print(json.dumps(document, indent=1)) if as_json else inspection.print_plans(found, saved)
     return Exit.DONE
 
 
@@ -223,6 +250,34 @@ def inspect(what: str, overrides: Sequence[str], config_dirs: Sequence[Path], op
         return _inspect_operators(what, overrides, config_dirs, as_json)
     found = inspect(what, _store(overrides, config_dirs))
     print(json.dumps(found, indent=1)) if as_json else print_inspection(found)
+    return Exit.DONE
+
+
+@verbs.command()
+@verb
+@click.argument("what")
+@_with_config
+@click.option("--time", "timed", is_flag=True, help="Time each layer, on a GPU here that executes the plan.")
+def layers(what: str, overrides: Sequence[str], config_dirs: Sequence[Path], timed: bool, as_json: bool) -> Exit:
+    """Show what runs in a plan, in which types: WHAT as for `inspect`, or MODEL@TARGET."""
+    from pipelines.layers import layers, print_layers
+
+    found = layers(what, _store(overrides, config_dirs), timed, _stop)
+    print(json.dumps(found, indent=1)) if as_json else print_layers(found)
+    return Exit.DONE
+
+
+@verbs.command()
+@verb
+@click.argument("a")
+@click.argument("b")
+@_with_config
+def diff(a: str, b: str, overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
+    """Show what plan B has otherwise than plan A, or one ONNX file than the other: each as for `layers`."""
+    from pipelines.diff import diff, print_diff
+
+    found = diff(a, b, _store(overrides, config_dirs))
+    print(json.dumps(found, indent=1)) if as_json else print_diff(found)
     return Exit.DONE
 
 
@@ -248,6 +303,7 @@ def verify(overrides: Sequence[str], config_dirs: Sequence[Path], repair: bool, 
 @verb
 @_with_config
 @click.option("--older-than", default="30d", show_default=True, help="Keep what is younger, such as 12h or 2w.")
+@click.option("--pack-after", default="1d", show_default=True, help="Keep what is older, and not reached, as a delta.")
 @click.option("--forget", multiple=True, metavar="PATTERN", help="Drop the refs called so first: 'plans/net/*'.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
@@ -255,16 +311,17 @@ def gc(
     overrides: Sequence[str],
     config_dirs: Sequence[Path],
     older_than: str,
+    pack_after: str,
     forget: Sequence[str],
     dry_run: bool,
     quiet: bool,
     as_json: bool,
 ) -> Exit:
-    """Delete what no ref reaches, oldest first; store.budget=50GiB also limits what is kept."""
+    """Pack what no ref reaches, and delete it when it is old; store.budget=50GiB also limits what is kept."""
     from pipelines import health, reporting
 
     config = _config(overrides, config_dirs).store
-    limits = health.limits(older_than, config.budget)
+    limits = health.limits(older_than, pack_after, config.budget)
     reporter = reporting.choose(quiet)
     try:
         found = health.collect(_store_of(config), limits, forget, dry_run, reporter, _stop)
@@ -319,6 +376,131 @@ def pull(overrides: Sequence[str], config_dirs: Sequence[Path], everything: bool
 @verbs.command()
 @verb
 @_with_config
+@click.option("--force", is_flag=True, help="Publish it although a gate says no; needs --reason.")
+@click.option("--reason", metavar="TEXT", help="Why; kept in the manifest, the record and the history.")
+@click.option("--triton", "repository", type=click.Path(path_type=Path), help="Also write this Triton repository.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
+def publish(
+    overrides: Sequence[str],
+    config_dirs: Sequence[Path],
+    force: bool,
+    reason: str | None,
+    repository: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> Exit:
+    """Publish what the flow has built, for all targets or none; build nothing."""
+    if force != bool((reason or "").strip()):
+        raise click.UsageError("--force needs --reason TEXT, and --reason goes with --force")
+    from pipelines import releasing, reporting
+
+    reporter = reporting.choose(quiet)
+    try:
+        found = releasing.publish(overrides, config_dirs, reason, repository, reporter, _stop)
+    finally:
+        reporter.close()
+    return _print_released(found, as_json)
+
+
+@verbs.command()
+@verb
+@click.argument("what", nargs=-1)
+@click.option("--config-dir", "config_dirs", multiple=True, type=click.Path(path_type=Path), help="As for build.")
+@click.option("--to", metavar="KEY", help="Go back to this one instead of the one before; its first 8 digits will do.")
+@click.option("--reason", metavar="TEXT", help="Why; kept in the history.")
+@click.option("--triton", "repository", type=click.Path(path_type=Path), help="Also write this Triton repository.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
+def rollback(
+    what: Sequence[str],
+    config_dirs: Sequence[Path],
+    to: str | None,
+    reason: str | None,
+    repository: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> Exit:
+    """Publish what was published before WHAT: a model, a name of `ls`, or the plans of these overrides."""
+    from pipelines import releasing, reporting
+
+    reporter = reporting.choose(quiet)
+    try:
+        found = releasing.rollback(what, config_dirs, to, reason, repository, reporter, _stop)
+    finally:
+        reporter.close()
+    return _print_released(found, as_json)
+
+
+@verbs.command()
+@verb
+@_with_config
+@click.option("--against", metavar="WHAT", help="A plan (its name or key, or `published`), an ONNX file, or a .npz.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
+def validate(
+    overrides: Sequence[str], config_dirs: Sequence[Path], against: str | None, quiet: bool, as_json: bool
+) -> Exit:
+    """Compare what the flow has built with the model as given, or with WHAT; build nothing."""
+    from pipelines import reporting, validation
+
+    reporter = reporting.choose(quiet)
+    _at_hard_exit.append(reporter.close)
+    try:
+        found = validation.validate(overrides, config_dirs, against, reporter, _stop)
+    finally:
+        reporter.close()
+    print(json.dumps(found.document(), indent=1)) if as_json else validation.print_validations(found)
+    _complain(found.session)
+    return found.exit
+
+
+@verbs.command()
+@verb
+@_with_config
+@click.option("--again", is_flag=True, help="Measure anew what was measured before on such a machine.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
+def bench(overrides: Sequence[str], config_dirs: Sequence[Path], again: bool, quiet: bool, as_json: bool) -> Exit:
+    """Time the plans that the flow has built; build nothing. Without their GPU it times ONNX Runtime, and says so."""
+    from pipelines import bench as benchmarks
+    from pipelines import reporting
+
+    reporter = reporting.choose(quiet)
+    _at_hard_exit.append(reporter.close)
+    try:
+        found = benchmarks.bench(overrides, config_dirs, again, reporter, _stop)
+    finally:
+        reporter.close()
+    print(json.dumps(found.document(), indent=1)) if as_json else benchmarks.print_benchmarks(found)
+    _complain(found.session)
+    return Exit.DONE if found.ok else Exit.STEP_FAILED
+
+
+@verbs.command()
+@verb
+@_with_config
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to write; else `reports` in the store."
+)
+@click.option("--open", "opened", is_flag=True, help="Show them in the browser.")
+def report(
+    overrides: Sequence[str], config_dirs: Sequence[Path], out: Path | None, opened: bool, as_json: bool
+) -> Exit:
+    """Write a page for each plan that the flow has built: how exact, how fast, made of what; build nothing."""
+    from pipelines.report import verb as reports
+
+    found = reports.write(overrides, config_dirs, out, _stop)
+    if as_json:
+        print(json.dumps(found.document(), indent=1))
+    for each in () if as_json else found.written:
+        print(each.path)
+    for target, reason in found.missing.items():
+        _say(f"no report of {target}, which is not built: {reason}", f"trtforge build {' '.join(overrides)}", "warning")
+    if opened:
+        reports.show(found)
+    return Exit.DONE
+
+
+@verbs.command()
+@verb
+@_with_config
 def doctor(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
     """Say what this machine can build and run, and what is missing."""
     from pipelines.doctor import examine, print_examination
@@ -326,6 +508,19 @@ def doctor(overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool)
     found = examine(_store(overrides, config_dirs), overrides, config_dirs)
     print(json.dumps(found, indent=1)) if as_json else print_examination(found)
     return Exit.DONE
+
+
+def _print_released(found: Any, as_json: bool) -> Exit:
+    if as_json:
+        print(json.dumps(found.document(), indent=1))
+    for release in () if as_json else found.releases:
+        print(release.line())
+    for path in () if as_json else found.triton:
+        print(path)
+    for name, refusals in (found.refused or {}).items():
+        for refusal in refusals:
+            _say(f"{name}: the gate says no: {refusal}", "nothing was published: --force --reason TEXT publishes it")
+    return Exit.GATE_SAID_NO if found.refused else Exit.DONE
 
 
 def _inspect_operators(what: str, overrides: Sequence[str], config_dirs: Sequence[Path], as_json: bool) -> Exit:
@@ -403,11 +598,15 @@ def _show(session: Any, title: str) -> None:
 
 
 def _complain(session: Any) -> None:
+    from pipelines.evidence import overlaps
+
+    for what, next_step in overlaps(session):
+        _say(what, next_step, "warning")
     for outcome in session.outcomes.values():
         if outcome.error:
             _say(outcome.error, outcome.next_step)
         for refusal in session.refusals(outcome):
-            _say(f"{outcome.node.id}: the gate says no: {refusal}", "the plan is kept, and not published")
+            _say(f"{outcome.node.id}: the gate says no: {refusal}", session.way_past(outcome))
 
 
 def _config(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any:
@@ -449,8 +648,8 @@ def _error_document(what: str, next_step: str) -> dict[str, Any]:
     return {"ok": False, "error": what, "next": next_step or None}
 
 
-def _say(what: str, next_step: str) -> None:
-    print(f"error: {' '.join(what.split())}", file=sys.stderr)
+def _say(what: str, next_step: str, kind: str = "error") -> None:
+    print(f"{kind}: {' '.join(what.split())}", file=sys.stderr)
     if next_step:
         print(f"next: {' '.join(next_step.split())}", file=sys.stderr)
 

@@ -140,6 +140,10 @@ def _print_plan(session: Session, target: BuildTarget) -> None:
     directory = directory if directory and directory.exists() else None
     path = directory / "model.plan" if directory else session.store.path(outcome.record.outputs["plan"])
     told = "validated" if session.validated(target) else "not validated"
+    if refusals := session.reservations(target):
+        told += f"; refused: {'; '.join(refusals)}"
+    if directory is None and session.store.ref(f"published/{session.place(target)}"):
+        told += "; another is published"
     size = outcome.record.outputs["plan"].bytes
     if target.memory_bytes is not None and size > target.memory_bytes:
         told += f"; its {in_bytes(size)} are more than the GPU's {in_bytes(target.memory_bytes)} of memory"

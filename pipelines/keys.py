@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-_READ_AT_THE_END = "gates are held against metrics that are kept; no step's answer depends on them"
+_READ_AT_THE_END = (
+    "gates are held against metrics that are kept; what skip=auto holds to them it has in steps.keep_float.config"
+)
 _FAILS = "a step that goes beyond it fails, and failures are not kept"
 _CONTENT = "what the file holds is in the key; where it lies is not"
 
@@ -18,6 +20,8 @@ NOT_KEYED: Mapping[str, str] = {
     "model.weights": _CONTENT,
     "model.calibration.path": _CONTENT,
     "model.holdout.path": _CONTENT,
+    "model.holdout.golden": _CONTENT,
+    "steps.*.config.against": _CONTENT,
     "model.ranges": _CONTENT,
     "targets.*.name": "the facts of a target count, not what people call it",
     "targets.*.memory": "told where a plan is larger; the builder never hears of it",
@@ -31,6 +35,7 @@ NOT_KEYED: Mapping[str, str] = {
 """Keys of the config, `*` for any name, with the reason."""
 
 _CHECKS = "decides whether the stage fails, never what it writes"
+_REPORTS = "checks, and infers the shapes that the report of layers counts with; the plan is TensorRT's alone"
 
 NOT_KEYED_TOOLS: Mapping[tuple[str, str], str] = {
     ("*", "google"): "protobuf writes what onnx says; other bytes of the same model are another digest downstream",
@@ -39,13 +44,22 @@ NOT_KEYED_TOOLS: Mapping[tuple[str, str], str] = {
     ("export", "numpy"): _CHECKS,
     ("export", "onnxruntime"): _CHECKS,
     ("export", "safetensors"): "reads tensors whose bytes are in the key, as the checkpoint's content",
-    ("build", "onnx"): _CHECKS,
-    ("build", "numpy"): _CHECKS,
+    ("validate", "torch"): "the fact `source` holds it where the torch module is a reference",
+    ("validate", "safetensors"): "reads tensors whose bytes are in the key, as the checkpoint's content",
+    ("build", "onnx"): _REPORTS,
+    ("build", "numpy"): _REPORTS,
+    ("build", "onnxruntime"): _REPORTS,
     ("operators", "numpy"): _CHECKS,
     ("surgery", "ml_dtypes"): _CHECKS,
     ("surgery", "onnx_graphsurgeon"): "the fact `pass_packages` holds it where the user's own pass gets a graph of it",
-    ("refit", "onnx"): _CHECKS,
-    ("refit", "numpy"): _CHECKS,
+    (
+        "split",
+        "numpy",
+    ): "makes up numbers where `build` has none, which no plan that takes its weights later depends on",
+    ("refit", "onnx"): _REPORTS,
+    ("refit", "numpy"): _REPORTS,
+    ("refit", "onnxruntime"): _REPORTS,
+    ("refit", "polygraphy"): _CHECKS,
 }
 """(stage or `*`, package) that a stage imports without its version being part of the key, with the reason."""
 

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages import (
+    bench,
     build,
     calibrate,
     cast,
     export,
+    keep_float,
+    layers,
     modelopt_quantize,
     operators,
     publish,
@@ -22,6 +25,7 @@ from stages import (
     refit,
     sensitivity,
     signature,
+    split,
     surgery,
     validate,
 )
@@ -38,12 +42,16 @@ STAGES: Mapping[str, Stage[Any]] = {
         calibrate,
         ranges,
         sensitivity,
+        keep_float,
         quantize,
         quantize_weights,
         modelopt_quantize,
+        split,
         build,
         refit,
+        layers,
         validate,
+        bench,
         publish,
     )
 }

@@ -67,13 +67,19 @@ def kinds(images: str, dataset: str) -> list[str]:
 PICTURES = Path("PICTURES")
 SCENARIOS = {
     "int8": ["targets=[l4]"],
-    "fp16": ["targets=[l4]", "flow=fp16"],
+    "fp16": ["targets=[l4]", "flow=fp16", "model.holdout.metric=examples.digits.train:main"],
     "sensitive": ["targets=[l4]", "flow=int8_sensitive"],
+    "auto": ["targets=[l4]", "steps.quantize.config.skip=auto", "gates.min_sqnr_db=30"],
     "weights": ["targets=[l4]", "flow=int4_weights", "steps.cast.config.layers={first: bf16}"],
     "modelopt": ["targets=[l4]", "steps.quantize.stage=modelopt_quantize"],
     "refit": ["targets=[l4]", "flow=refit", f"model.profiles.default={PROFILE}"],
     "torch": ["model.source=torch", "flow=export"],
     "tensorrt": ["targets=[l4]", "flow=fp32", "backend=tensorrt"],
+    "bench": [
+        "targets=[l4]",
+        "flow=fp32",
+        "steps.bench={stage: bench, inputs: {onnx: surgery.onnx, plan: build.plan}}",
+    ],
     "images and a dataset": kinds("calibration", "holdout"),
     "a dataset and images": kinds("holdout", "calibration"),
 }
@@ -121,8 +127,8 @@ def leaves(hint: Any, path: str = "", stage: str | None = None) -> list[Leaf]:
     return [Leaf(path, hint, stage)]
 
 
-OFF_FLOW = ("signature", "operators")
-"""Stages that no flow has: what a model looks like, and what `inspect --ops` asks."""
+OFF_FLOW = ("signature", "operators", "layers")
+"""Stages that no flow has: what a model looks like, and what `inspect --ops` and `layers --time` ask."""
 
 LEAVES = leaves(schema.Config)
 
@@ -223,6 +229,12 @@ CHANGES = {
     "model.weights": moved,
     "model.calibration.path": moved,
     "model.holdout.path": moved,
+    "model.holdout.golden": moved,
+    "model.holdout.metric": lambda path, *_: f"{path}=examples.digits.network:load",
+    "model.holdout.metric_direction": lambda path, *_: f"{path}=lower",
+    "steps.*.config.references": lambda path, *_: f"{path}=[onnx]",
+    "steps.*.config.against": lambda path, *_: f"{path}=published",
+    "steps.*.config.top_k": lambda path, *_: f"{path}=[3]",
     "model.ranges": moved,
     **{
         f"model.{name}.{key}": lambda path, *_, value=value: f"{path}={value}"
@@ -254,6 +266,8 @@ CHANGES = {
     "backend.name": lambda path, value, *_: f"{path}={'tensorrt' if value == 'tensorrt_rtx' else 'tensorrt_rtx'}",
     "steps.*.stage": lambda *_: "steps.surgery.stage=export",
     "steps.*.inputs.*": lambda *_: "steps.validate.inputs.reference=surgery.onnx",
+    "steps.*.config.points": lambda path, *_: f"{path}=[opt]",
+    "steps.*.config.streams": lambda path, *_: f"{path}=[3]",
     "steps.*.config.passes": lambda path, *_: f"{path}=[fold]",
     "steps.*.config.first": lambda path, *_: f"{path}=[drop_dead]",
     "steps.*.config.then": lambda path, *_: f"{path}=[drop_dead]",
@@ -265,11 +279,16 @@ CHANGES = {
     "steps.*.config.block_size": lambda path, *_: f"{path}=64",
     "steps.*.config.method": lambda path, *_: f"{path}=max",
     "steps.*.config.attention": lambda path, *_: f"{path}=qk_pv",
+    "steps.*.config.skip": lambda path, *_: f"{path}=[other]",
     "steps.*.config.only_ops": lambda path, *_: f"{path}=[Conv]",
     "steps.*.config.algorithm": lambda path, *_: f"{path}=percentile",
     "steps.*.config.percentile": lambda path, *_: f"{path}=99.5",
     "steps.*.config.opset": lambda path, *_: f"{path}=18",
     "steps.*.config.fallback": lambda path, *_: f"{path}=fail",
+    "steps.*.config.tolerance": lambda path, *_: f"{path}=0.5",
+    "steps.*.config.mode": lambda *_: "refit={mode: named, weights: [w]}",
+    "steps.*.config.weights": lambda *_: "refit={mode: named, weights: [w]}",
+    "refit": lambda *_: "refit=any",
     "store.root": lambda path, value, tmp_path: f"{path}='{tmp_path / 'other'}'",
     "steps.*.memory_limit": lambda path, *_: f"{path}=9GiB",
     "store.budget": lambda path, *_: f"{path}=9GiB",
@@ -277,7 +296,13 @@ CHANGES = {
 }
 """Where another value of the type would not do."""
 
-REFUSED = ("has no plugins", "it must be 'l4'", "samples come from one place", "a shape tensor is int32 or int64")
+REFUSED = (
+    "measures it",
+    "has no plugins",
+    "it must be 'l4'",
+    "samples come from one place",
+    "a shape tensor is int32 or int64",
+)
 """Words of the errors that no value of a field but one gets past."""
 
 
@@ -375,6 +400,17 @@ def test_a_setting_that_a_target_lacks_is_refused_before_anything_runs(scenario,
     assert caught.value.what.startswith(f"target l4: {override}: {version} has no such setting")
 
 
+def test_a_version_that_gets_refitting_wrong_is_refused_before_anything_runs(store, monkeypatch):
+    monkeypatch.setattr(backends, "installed_version", lambda name: "11.3.0.99")
+    for mode, override in (("any", "refit=any"), ("named", "refit={mode: named, weights: [w]}")):
+        with pytest.raises(ConfigError) as caught:
+            plan(store, [*SCENARIOS["tensorrt"], override])
+        assert caught.value.what.startswith(f"target l4: steps.build.config.refit={mode}: tensorrt 11.3.0.99: a refitt")
+        assert "tensorrt 11.4" in caught.value.next_step and "refit: identical or none" in caught.value.next_step
+    for override in ("refit=identical", "refit=false"):
+        plan(store, [*SCENARIOS["tensorrt"], override])
+
+
 # The model
 
 
@@ -446,8 +482,9 @@ def test_content_order_and_number_of_calibration_files_count(store, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name not in OFF_FLOW])
 def test_version_facts_and_tools_of_every_stage_are_in_its_keys(name, store, monkeypatch):
-    flows = {"cast": "fp16", "refit": "refit", "build": "refit", "modelopt_quantize": "modelopt"}
-    scenario = {**flows, "sensitivity": "sensitive", "quantize_weights": "weights"}.get(name, "int8")
+    flows = {"bench": "bench", "cast": "fp16", "refit": "refit", "build": "refit", "modelopt_quantize": "modelopt"}
+    flows |= {"keep_float": "auto", "sensitivity": "sensitive", "quantize_weights": "weights", "split": "refit"}
+    scenario = flows.get(name, "int8")
     session = plan(store, SCENARIOS[scenario])
     node = next(node for node in session.nodes if node.stage.name == name)
     told = question(session, node)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.stages.stage_runs import classifier, facts, run_stage
+
 DIGITS = Path(__file__).parents[2] / "conf/data/digits/digits.onnx"
 
 
@@ -67,13 +69,28 @@ def test_inspect_reads_a_plan_without_a_gpu(built):
     assert found["kind"] == "plan"
     assert found["compute_capabilities"] == [plan["compute_capability"]]
     assert found["version"] == plan["backend_version"]
-    assert found["weighted"] == {"corrltn": {"int8": 6}, "fully_connected": {"int8": 1}}
+    (graph,) = found["profiles"]
+    assert graph["weighted"] == {"corrltn": {"int8": 6}, "fully_connected": {"int8": 1}}
     assert [section["tag"] for section in found["sections"]] == ["NGNE", "THGW"]
     assert (found["graphs"], found["unknown"], found["graph_unread_reason"]) == (1, None, None)
-    assert found["memory_budget_bytes"] >= 2**36
-    convolution = next(each for each in found["operations"] if each["kind"] == "corrltn")
+    assert graph["memory_budget_bytes"] >= 2**36
+    convolution = next(each for each in graph["operations"] if each["kind"] == "corrltn")
     assert "node_conv2d" in convolution["nodes"]
     assert f"\n  corrltn {convolution['name']}: int8 int8 float float -> float\n" in built("inspect", plan["path"]).out
+
+
+def test_inspect_shows_the_graph_of_every_profile(forge):
+    profiles = {
+        name: {"x": {end: [rows, 4, 8, 8] for end in ("min", "opt", "max")}} for name, rows in (("few", 4), ("many", 8))
+    }
+    run_stage("build", forge.home, {"onnx": classifier(forge.home / "net.onnx")}, given=facts(profiles=profiles))
+    path = str(forge.home / "model.plan")
+    found = forge("inspect", "--json", path).document
+    assert (found["graphs"], len(found["profiles"])) == (2, 2)
+    for graph in found["profiles"]:
+        assert graph["weighted"] and "conv0" in {node for each in graph["operations"] for node in each["nodes"]}
+    out = forge("inspect", path).out
+    assert "profile 0:" in out and "profile 1:" in out
 
 
 def test_inspect_reads_an_onnx_file(forge):
@@ -123,7 +140,7 @@ def test_doctor_says_what_this_machine_can_build(forge):
         assert word in forge("doctor").out
 
 
-@pytest.mark.parametrize("verb", ["build", "status", "ls", "inspect", "doctor"])
+@pytest.mark.parametrize("verb", ["build", "status", "ls", "inspect", "layers", "diff", "bench", "doctor"])
 def test_every_verb_explains_itself(forge, verb):
     ran = forge(verb, "--help")
     assert ran.code == 0

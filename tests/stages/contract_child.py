@@ -5,14 +5,12 @@ What is asked of CUDA's driver and runtime goes to libraries that stand in for t
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import inspect
 import json
 import os
 import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,14 @@ import tensorrt_bindings
 from onnx import helper
 
 from docs.tensorrt_api import BESIDE, CLASS, ENUMS
-from stages import backends, build, network, operators, refit, validate
+from stages import build, engine_layers, operators, refit, validate
 from stages.build_config import BuildConfig
 from stages.knobs import KNOBS
 from stages.refit import RefitConfig
 from stages.stage import Job, Memory, StageError
 from stages.validate import ValidateConfig
-from tests.stages import stand_ins, tensorrt_calls
+from tests.stages import bench_contract, layers_contract, refit_contract, stand_ins, tensorrt_calls
+from tests.stages.contract_runs import ASKED, Current, behaving, run
 from tests.stages.knob_values import configured
 from tests.stages.shape_tensors import ranges, shaper
 from tests.stages.stage_runs import PROFILE, classifier, facts, model, save
@@ -55,37 +54,6 @@ def names() -> list[str]:
     return found
 
 
-ASKED: set[tuple[str, int, str]] = set()
-"""Where every stand-in of this process was asked for what."""
-
-
-def run(api: Api, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work` returns or says of its failure, what was called, and how much of TensorRT's is held afterwards."""
-    with mock.patch.object(backends, "load", lambda backend: api), watched_models(api):
-        try:
-            answer = work()
-        except StageError as error:
-            answer = {"error": error.what, "next": error.next_step}
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-    ASKED.update(api.asked)
-    return {**answer, "calls": api.calls, "held": api.alive()}
-
-
-@contextlib.contextmanager
-def watched_models(api: Api) -> Iterator[None]:
-    """Counts models, and weights that lie beside them, to what TensorRT needs: it copies none."""
-    read = network.read_model
-
-    def watched(paths: Any) -> network.Model:
-        model = read(paths)
-        api.used += [weakref.ref(each) for each in (model, *model.weights.values())]
-        return model
-
-    with mock.patch.object(network, "read_model", watched):
-        yield
-
-
 def job(config: Any, out: Path, profiles: Any = PROFILE, **inputs: list[Path]) -> Job[Any]:
     onnx = [out / "model.onnx", out / "weights.bin"]
     return Job(config, {"onnx": onnx, **inputs}, {**FACTS, "profiles": profiles}, out)
@@ -103,25 +71,42 @@ def built_anyhow(out: Path, config: BuildConfig = PLAIN, **behaviour: Any) -> di
         return run(Api(tensorrt_bindings), lambda: build.build(job(config, out)))
 
 
+def refittable(out: Path) -> dict[str, Any]:
+    """By mode: with which flags a plan was built whose weights come later, and which of its weights were marked."""
+    seen: list[tuple[list[str], list[str]]] = []
+    build_plan = stand_ins.Builder.build_serialized_network
+
+    def watched(self: Any, api: Api, network: Any, config: Any) -> bytes | None:
+        # TensorRT 10 has two names for one flag.
+        flags = sorted(flag.replace("WEIGHTLESS", "STRIP_PLAN") for flag in config._behaviour.flags)
+        seen.append((flags, network._behaviour.marked))
+        return build_plan(self, api, network, config)
+
+    modes = {
+        "any": BuildConfig(refit="any", strip_plan=True),
+        "identical": BuildConfig(refit="identical"),
+        "named": BuildConfig(refit="named", refittable_weights=["w*", "g"], strip_plan=True),
+        "stripped": BuildConfig(strip_plan=True),
+    }
+    with mock.patch.object(stand_ins.Builder, "build_serialized_network", watched):
+        answers = {mode: built_anyhow(out, config) for mode, config in modes.items()}
+    return {mode: [answers[mode].get("error"), *found] for mode, found in zip(modes, seen, strict=True)}
+
+
 def built_by_values(out: Path) -> dict[str, Any]:
     given = job(PLAIN, out, {"default": ranges()}, onnx=[shaper(out / "shaper.onnx")])
     return run(Api(tensorrt_bindings), lambda: build.build(given))
 
 
-def refitted(out: Path, **behaviour: Any) -> dict[str, Any]:
-    (out / "old.plan").write_bytes(header(VERSION))
-    given = job(RefitConfig(fallback="fail"), out, plan=[out / "old.plan"], plugins=[out / "libmine.so"])
-    with behaving(**behaviour):
-        return run(Api(tensorrt_bindings), lambda: refit.refit(given))
-
-
 def not_started(out: Path) -> dict[str, str | None]:
     """What each stage says where TensorRT gives no builder or runtime: the bindings themselves, without libraries."""
-    (out / "old.plan").write_bytes(header(VERSION))
+    refits = out / "refits"
     stages: dict[str, Callable[[], Any]] = {
         "build": lambda: build.build(job(PLAIN, out)),
         "operators": lambda: operators.operators(job(operators.OperatorsConfig(), out)),
-        "refit": lambda: refit.refit(job(RefitConfig(), out, plan=[out / "old.plan"])),
+        "refit": lambda: refit.refit(
+            refit_contract.job(tensorrt_bindings, refits, "none", RefitConfig(), refits / "scale", refits / "old.plan")
+        ),
     }
     with mock.patch.object(stand_ins, "MADE_HERE", ()):
         return {name: run(Api(tensorrt_bindings), work).get("error") for name, work in stages.items()}
@@ -133,7 +118,6 @@ def validated(out: Path, device_bytes: int = 1 << 30) -> dict[str, Any]:
     os.environ["STAND_IN_DEVICE_BYTES"] = str(device_bytes)
     os.environ.pop("LD_LIBRARY_PATH", None)  # the loader has read it; Polygraphy would look nowhere else
     api = Api(tensorrt_bindings)
-    sys.modules["tensorrt"] = api  # type: ignore[assignment]
     copy, plugins = [out / "copy.onnx"], [out / "libmine.so"]
     given = job(ValidateConfig(), out, COPY, onnx=copy, reference=copy, plan=[out / "old.plan"], plugins=plugins)
     return run(api, lambda: validate.validate(given))
@@ -149,16 +133,6 @@ def timed(out: Path, *known: str, config: BuildConfig = PLAIN, **behaviour: Any)
     with behaving(**behaviour):
         answer = run(Api(tensorrt_bindings), lambda: build.build(given))
     return {**answer, "learnt": learnt.read_text() if learnt.exists() else None}
-
-
-@contextlib.contextmanager
-def behaving(**attributes: Any) -> Iterator[None]:
-    """`Builder_says="…"`: the stand-ins of builders say so."""
-    with contextlib.ExitStack() as stack:
-        for path, value in attributes.items():
-            kind, _, name = path.partition("_")
-            stack.enter_context(mock.patch.object(getattr(stand_ins, kind), name, value))
-        yield
 
 
 def stopped(out: Path) -> dict[str, Any]:
@@ -185,7 +159,11 @@ def refused_by_parser(out: Path, **behaviour: Any) -> dict[str, Any]:
 def callbacks() -> dict[str, list[int]]:
     """Of each method of ours that TensorRT calls: how many arguments it takes, and how many the bindings give."""
     api = Api(tensorrt_bindings)
-    ours = (build._monitor(api, lambda phase, fraction: None), build.make_logger(api))
+    ours = (
+        build._monitor(api, lambda phase, fraction: None),
+        build.make_logger(api),
+        engine_layers.make_profiler(api),
+    )
     found = {}
     for made in ours:
         base = type(made).__mro__[1]
@@ -250,9 +228,12 @@ def answers(out: Path) -> dict[str, Any]:
             "format": built_anyhow(out, configured("io_formats"), Tensor_allowed_formats=1),
             "tensor": built_anyhow(out, BuildConfig(io_formats={"z": ["linear"]})),
             "layer": built_anyhow(out, BuildConfig(layer_device_types={"gemm*": "dla"})),
+            "pattern": built_anyhow(out, BuildConfig(refit="named", refittable_weights=["w", "lora*"])),
+            "weights": built_anyhow(out, BuildConfig(refit="named", refittable_weights=["*"]), Network_lacks=("g",)),
             "nothing": built_anyhow(out, Network_num_layers=0),
             "stopped": stopped(out),
         },
+        "refittable": refittable(out),
         "timings": {
             "none": timed(out),
             "two": timed(out, "gemm", "pool conv"),
@@ -266,16 +247,9 @@ def answers(out: Path) -> dict[str, Any]:
             "lenient": timed(out, "gemm", config=BuildConfig(pin_tactics=True, error_on_miss=False)),
             "failed": timed(out, "gemm", Builder_says=SAID),
         },
-        "refit": refitted(out),
-        "refits": {
-            "deserialize": refitted(out, Runtime_loads=False),
-            "library": refitted(out, Registry_loads=False),
-            "refittable": refitted(out, Engine_refittable=False),
-            "parser": refitted(out, Parser_refuses=True),
-            "missing": refitted(out, Refitter_missing=("w", "g")),
-            "refit": refitted(out, Refitter_fails=True),
-            "serialize": refitted(out, Engine_serializes=False),
-        },
+        "refits": refit_contract.answers(tensorrt_bindings, out / "refits"),
+        "bench": bench_contract.answers(tensorrt_bindings, out / "bench"),
+        "layers": layers_contract.answers(tensorrt_bindings, out / "layers"),
         "validate": validated(out),
         "no_memory": validated(out, device_bytes=8),
         "not_started": not_started(out),
@@ -294,6 +268,10 @@ def main(out: Path) -> None:
     node = helper.make_node("Identity", ["x"], ["y"])
     save(model([node], {"x": ["n", 4]}, {"y": ["n", 4]}), out / "copy.onnx")
     (out / "libmine.so").touch()
+    refit_contract.make(out / "refits")
+    bench_contract.make(out / "bench")
+    layers_contract.make(out / "layers")
+    sys.modules["tensorrt"] = Current()  # type: ignore[assignment]
     gc.freeze()  # what was imported is not looked through 200 times: 15 s
     with tensorrt_calls.traced() as ran:
         answer = answers(out)

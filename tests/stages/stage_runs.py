@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from stages import split
+from stages.stage import Job
 
 VERSION = "1.7.1.116"
 PROFILE = {"default": {"x": {"min": [1, 4, 8, 8], "opt": [4, 4, 8, 8], "max": [8, 4, 8, 8]}}}
@@ -43,6 +47,9 @@ def facts(compute_capability: str = "8.9", profiles: Any = None, **others: Any) 
         "platform": "linux_x86_64",
         "profiles": profiles or {},
         "gpu_here": False,
+        "calibration": None,
+        "holdout": None,
+        "metric": None,
         **others,
     }
 
@@ -64,6 +71,14 @@ def run_stage(
     child = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
     assert child.returncode == 0, child.stderr[-2000:]
     return json.loads(child.stdout.splitlines()[-1]), child.stderr
+
+
+def parts(onnx: Path, out: Path, patterns: Sequence[str] = ()) -> dict[str, Path]:
+    """Writes `structure` and `weights` of the model to `out`: all its weights, or those whose names fit a pattern."""
+    out.mkdir()
+    config = split.SplitConfig("named" if patterns else "any", [*patterns])
+    split.split(Job(config, {"onnx": [onnx]}, {}, out))
+    return {name: out / file for name, file in split.STAGE.outputs.items()}
 
 
 def model(

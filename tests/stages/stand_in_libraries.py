@@ -2,7 +2,9 @@
 
 TensorRT's have the symbols that its bindings need, which answer nothing. CUDA's runtime keeps "device" memory in the
 host's, for Polygraphy, and gives no more than STAND_IN_DEVICE_BYTES at once, where that is set; CUDA's driver has one
-GPU, an L4, for cuda-python.
+GPU, an L4, for cuda-python. Of its streams it knows whether they are there and whether they are done; where
+STAND_IN_STREAM_FAILS is set, what they do fails. Its memory is the host's, and so is the time that its events tell;
+the graphs that it captures do nothing, and where STAND_IN_CAPTURES_NOTHING is set it captures none.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ int cudaStreamSynchronize(void *stream) { return 0; }
 CUDA_DRIVER = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 static long current = 0;
 int cuInit(unsigned flags) { return 0; }
 int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
@@ -52,8 +56,36 @@ int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)7;
 int cuCtxSetCurrent(void *context) { current = (long)context; return 0; }
 int cuCtxGetCurrent(void **context) { *context = (void *)current; return 0; }
 int cuMemGetInfo_v2(size_t *free, size_t *all) { *free = *all = 24ul << 30; return 0; }
-int cuMemAlloc_v2(void **at, size_t size) { *at = (void *)64; return 0; }
-int cuMemFree_v2(void *at) { return 0; }
+int cuMemAlloc_v2(void **at, size_t size) { *at = malloc(size); return 0; }
+int cuMemFree_v2(void *at) { free(at); return 0; }
+int cuMemAllocHost_v2(void **at, size_t size) { *at = malloc(size); return 0; }
+int cuMemFreeHost(void *at) { free(at); return 0; }
+int cuMemcpyHtoDAsync_v2(void *to, void *from, size_t size, void *stream) { memcpy(to, from, size); return 0; }
+int cuMemcpyDtoHAsync_v2(void *to, void *from, size_t size, void *stream) { memcpy(to, from, size); return 0; }
+int cuStreamBeginCapture_v2(void *stream, int mode) { return 0; }
+int cuStreamEndCapture(void *stream, void **graph) {
+    *graph = malloc(1);
+    return getenv("STAND_IN_CAPTURES_NOTHING") ? 900 : 0;
+}
+int cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long flags) { *made = malloc(1); return 0; }
+int cuGraphDestroy(void *graph) { free(graph); return 0; }
+int cuGraphExecDestroy(void *made) { free(made); return 0; }
+int cuGraphLaunch(void *made, void *stream) { return 0; }
+int cuEventCreate(void **event, unsigned flags) { *event = calloc(1, sizeof(struct timespec)); return 0; }
+int cuEventDestroy_v2(void *event) { free(event); return 0; }
+int cuEventRecord(void *event, void *stream) { return clock_gettime(CLOCK_MONOTONIC, event); }
+int cuEventSynchronize(void *event) { return 0; }
+int cuEventElapsedTime(float *ms, struct timespec *start, struct timespec *end) {
+    *ms = (end->tv_sec - start->tv_sec) * 1e3 + (end->tv_nsec - start->tv_nsec) / 1e6;
+    return 0;
+}
+static long stream = 0, streams = 0, busy = 0;
+int cuStreamCreate(void **made, unsigned flags) { *made = (void *)(stream = 16 * ++streams); return 0; }
+int cuStreamDestroy_v2(void *given) { stream = 0; return 0; }
+int cuStreamSynchronize(void *given) { busy = 0; return getenv("STAND_IN_STREAM_FAILS") ? 700 : 0; }
+int cuCtxSynchronize(void) { busy = 0; return 0; }
+int stand_in_enqueue(long given) { busy = 1; return stream && given == stream; }
+int stand_in_busy(void) { return busy; }
 int cuGetErrorString(int code, const char **text) { *text = "stand-in"; return 0; }
 int cuGetProcAddress_v2(const char *name, void **found, int version, unsigned long flags, int *status) {
     char versioned[100];
@@ -68,7 +100,8 @@ int cuGetProcAddress(const char *name, void **found, int version, unsigned long 
     return cuGetProcAddress_v2(name, found, version, flags, 0);
 }
 """
-"""Attribute 75 is the capability's major number; 500 is CUDA_ERROR_NOT_FOUND."""
+"""Attribute 75 is the capability's major number; 500 is CUDA_ERROR_NOT_FOUND, 700 CUDA_ERROR_ILLEGAL_ADDRESS,
+900 CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED."""
 
 
 def make_libraries(directory: Path, major: str) -> None:

@@ -10,12 +10,18 @@ import ctypes
 import gc
 import inspect
 import re
+import struct
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 MADE_HERE = ("Builder", "OnnxParser", "Refitter", "OnnxParserRefitter", "Runtime")
 """Classes that trtforge makes itself; all others come out of methods."""
@@ -147,16 +153,26 @@ class Api:
         raise AssertionError(f"{where} does not take {arguments} {named}: {overloads}")
 
     def fits(self, annotation: str, value: Any) -> bool:
-        annotation = annotation.rpartition("tensorrt.")[2]
+        annotation = _unqualified(annotation)
         if annotation in _PLAIN:
             return _PLAIN[annotation](value)
         kind = getattr(self.bindings, annotation)  # AttributeError: say in _PLAIN what it takes
         return issubclass(value._kind, kind) if isinstance(value, StandIn) else isinstance(value, kind)
 
     def made_up(self, annotation: str) -> Any:
-        annotation = annotation.rpartition("tensorrt.")[2]
+        annotation = _unqualified(annotation)
         plain = {"bool": True, "None": None, "int": 0, "list[str]": [], "List[str]": []}
         return plain[annotation] if annotation in plain else StandIn(self, getattr(self.bindings, annotation))
+
+
+def _unqualified(annotation: str) -> str:
+    """`tensorrt_bindings.tensorrt.ILogger`, and `tensorrt_rtx_bindings.tensorrt_rtx.ILogger`, without the module."""
+    return re.sub(r"^.*\btensorrt(_rtx)?\.", "", annotation)
+
+
+def _cuda() -> Any:
+    """The stand-in of CUDA's driver, of tests/stages/stand_in_libraries.py."""
+    return ctypes.CDLL("libcuda.so.1")
 
 
 def _is_whole(value: Any) -> bool:
@@ -216,8 +232,9 @@ class Behaviour:
 
 
 class Network(Behaviour):
-    """Inputs and outputs of the model that was parsed, and one layer: a convolution."""
+    """Inputs, outputs and weights of the model that was parsed, but those it `lacks`; and one layer: a convolution."""
 
+    lacks: tuple[str, ...] = ()
     num_layers = 1
     name = ""
 
@@ -225,6 +242,8 @@ class Network(Behaviour):
         self.own: dict[str, StandIn] = {}
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
+        self.initializers: list[str] = []
+        self.marked: list[str] = []
 
     @property
     def num_inputs(self) -> int:
@@ -239,6 +258,13 @@ class Network(Behaviour):
 
     def get_output(self, api: Api, index: int) -> StandIn:
         return self._tensor(api, self.outputs[index])
+
+    def mark_weights_refittable(self, api: Api, name: str) -> bool:
+        self.marked += [name] if name in self.initializers and name not in self.lacks else []
+        return name in self.marked
+
+    def are_weights_marked_refittable(self, api: Api, name: str) -> bool:
+        return name in self.marked
 
     def get_layer(self, api: Api, index: int) -> StandIn:
         return self._named(api, "ILayer", "conv0")
@@ -362,14 +388,35 @@ class TimingCache(Behaviour):
         return " ".join(sorted(self.words)).encode()
 
 
+WEIGHTS = {"b": 1, "w": 512}
+"""Of the engine that takes some: how many float32 each has."""
+
+_BODY = b"BODY"
+
+
 def header(version: str) -> bytes:
     """The first bytes of a plan of this TensorRT: what `stages.plan` reads."""
-    numbers = bytes(int(part) for part in version.split(".")[:4])
-    return b"ftrt" + bytes(20) + numbers.ljust(4, b"\0") + bytes(100)
+    return b"ftrt" + bytes(20) + _numbers(version) + bytes(100)
+
+
+def plan_of(bindings: Any, weights: dict[str, bytes], refittable: bool) -> bytes:
+    """A plan of the backend whose bindings these are, for an L4, with these weights of `WEIGHTS`."""
+    body = _BODY + (b"R" if refittable else b"-") + b"".join(weights[name] for name in WEIGHTS if weights)
+    if bindings.__name__ != "tensorrt_rtx":
+        return header(bindings.__version__) + body
+    size, version = 88 + len(body), _numbers(bindings.__version__)
+    head = b"vtrt" + bytes(4) + struct.pack("<QQ", 1, size) + version + b"vtrt" + struct.pack("<I", 8)
+    return head.ljust(64, b"\0") + struct.pack("<8sQQ", b"NGNE", 88, len(body)) + body
+
+
+def _numbers(version: str) -> bytes:
+    return bytes(int(part) for part in version.split(".")[:4]).ljust(4, b"\0")
 
 
 class Builder(Behaviour):
     """Reports as TensorRT does, and gives a plan; unless it is told to stop, or what it `says` is an error.
+
+    A plan that takes other weights comes without its own.
 
     It times the tactic `times`, unless the timing cache has it; where it may time nothing, it ends as TensorRT does.
     """
@@ -391,7 +438,10 @@ class Builder(Behaviour):
         if says := self.says or self.missed(config._behaviour):
             (logger,) = self.arguments
             logger.log(api.bindings.ILogger.Severity.ERROR, says)
-        return header(api.bindings.__version__) if goes_on and not says else None
+        if not goes_on or says:
+            return None
+        refittable = any(flag.startswith("REFIT") for flag in config._behaviour.flags)
+        return plan_of(api.bindings, {}, refittable=True) if refittable else header(api.bindings.__version__)
 
     def missed(self, config: Config) -> str:
         known = config.timings._behaviour.words if config.timings else set()
@@ -402,24 +452,73 @@ class Builder(Behaviour):
 
 
 class Engine(Behaviour):
-    """Of the network above: `x` becomes `y`."""
+    """`x` (n, 4) becomes the `y` that it is; of a plan with a body, `x` (n, 512) becomes `x * w + b`.
+
+    New weights count once the stream that takes them is done. `drops_bias` is what TensorRT 11.3.0 is known for; all is
+    times `spoils`.
+    """
 
     refittable = True
     serializes = True
+    drops_bias = False
+    spoils = 1.0
     num_io_tensors = 2
+    runs = True
+    vectorized = -1
+    on_host: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Floats] = {}
+        self.pending: dict[str, Floats] = {}
+
+    def load(self, plan: bytes) -> None:
+        """What a plan of `plan_of` says; one without weights has some all the same, and nobody knows which."""
+        _, found, body = plan.partition(_BODY)
+        if found:
+            self.refittable = self.refittable and body[:1] == b"R"
+            values = np.frombuffer(body[1:], np.float32) if body[1:] else np.full(sum(WEIGHTS.values()), 7, np.float32)
+            self.weights = dict(zip(WEIGHTS, np.split(values, [WEIGHTS["b"]]), strict=True))
+
+    def create_execution_context(self, api: Api, *arguments: Any) -> StandIn | None:
+        if not self.runs:
+            return None
+        context = StandIn(api, api.bindings.IExecutionContext)
+        context._behaviour.engine = self
+        context._behaviour.own = weakref.ref(context)
+        return context
 
     def serialize_with_config(self, api: Api, config: StandIn) -> bytes | None:
-        return header(api.bindings.__version__) if self.serializes else None
+        if not _cuda().stand_in_busy():
+            self.weights |= self.pending
+        flags = config._behaviour.flags
+        kept = {} if "EXCLUDE_WEIGHTS" in flags else {name: each.tobytes() for name, each in self.weights.items()}
+        return plan_of(api.bindings, kept, "INCLUDE_REFIT" in flags) if self.serializes else None
+
+    def compute(self, x: Floats) -> Floats:
+        if not self.weights:
+            return x
+        bias = self.weights["b"] * (not self.drops_bias)
+        return ((x * self.weights["w"] + bias) * self.spoils).astype(np.float32)
 
     def get_tensor_name(self, api: Api, index: int) -> str:
         return "xy"[index]
+
+    def get_tensor_location(self, api: Api, name: str) -> Any:
+        places = api.bindings.TensorLocation
+        return places.HOST if name in self.on_host else places.DEVICE
+
+    def get_tensor_vectorized_dim(self, api: Api, name: str, profile_index: int = 0) -> int:
+        return self.vectorized
+
+    def get_tensor_components_per_element(self, api: Api, name: str, profile_index: int = 0) -> int:
+        return 32
 
     def get_tensor_mode(self, api: Api, name: str) -> Any:
         modes = api.bindings.TensorIOMode
         return modes.INPUT if name == "x" else modes.OUTPUT
 
     def get_tensor_shape(self, api: Api, name: str) -> tuple[int, ...]:
-        return (-1, 4)
+        return (-1, WEIGHTS["w"] if self.weights else 4)
 
     def get_tensor_dtype(self, api: Api, name: str) -> Any:
         return api.bindings.DataType.FLOAT
@@ -434,29 +533,55 @@ class Engine(Behaviour):
         return None
 
 
-class Context(Behaviour):
-    """Copies the input to the output, on the stand-in of CUDA whose device memory is the host's."""
+class SerializationConfig(Behaviour):
+    """As of an engine whose plan came without weights."""
 
     def __init__(self) -> None:
+        self.flags = {"EXCLUDE_WEIGHTS"}
+
+    def set_flag(self, api: Api, flag: Any) -> bool:
+        self.flags.add(flag.name)
+        return True
+
+    def clear_flag(self, api: Api, flag: Any) -> bool:
+        self.flags.discard(flag.name)
+        return True
+
+
+class Context(Behaviour):
+    """Computes the output from the input, on the stand-in of CUDA whose device memory is the host's.
+
+    It refuses some of what it is asked: `profile`, `shape`, `address`, `size` or `run`. A profiler is told of `times`.
+    """
+
+    refuses: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    times: dict[str, float] = {"mm0": 0.5, "reformat": 0.25}  # noqa: RUF012 - replaced, never changed
+    own: Callable[[], Any] = staticmethod(lambda: None)
+
+    def __init__(self) -> None:
+        self.engine = Engine()
         self.profile: int | None = None
-        self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
         self.allocators: dict[str, Any] = {}
 
     def set_optimization_profile_async(self, api: Api, profile_index: int, stream_handle: int) -> bool:
         self.profile = profile_index
-        return True
+        return "profile" not in self.refuses
 
     def set_input_shape(self, api: Api, name: str, shape: Any) -> bool:
         self.shape = tuple(shape)
-        return True
+        return "shape" not in self.refuses
+
+    def get_max_output_size(self, api: Api, name: str) -> int:
+        return -1 if "size" in self.refuses else 4 * self.shape[0] * self.shape[1]
 
     def get_tensor_shape(self, api: Api, name: str) -> tuple[int, ...]:
         return self.shape
 
     def set_tensor_address(self, api: Api, name: str, memory: int) -> bool:
         self.addresses[name] = memory
-        return True
+        return "address" not in self.refuses
 
     def get_tensor_address(self, api: Api, name: str) -> int:
         return self.addresses.get(name, 0)
@@ -467,22 +592,57 @@ class Context(Behaviour):
 
     def execute_async_v3(self, api: Api, stream_handle: int) -> bool:
         gc.collect()
-        size = 4 * self.shape[0] * self.shape[1]
-        output = self.allocators["y"].reallocate_output("y", 0, size, 1)
-        ctypes.memmove(output, self.addresses["x"], size)
-        self.allocators["y"].notify_shape("y", self.shape)
-        return self.profile is not None
+        count = self.shape[0] * self.shape[1]
+        x = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses["x"])).reshape(self.shape)
+        y = np.ascontiguousarray(self.engine.compute(x))
+        if "y" in self.allocators:
+            self.addresses["y"] = self.allocators["y"].reallocate_output("y", 0, y.nbytes, 1)
+            self.allocators["y"].notify_shape("y", self.shape)
+        ctypes.memmove(self.addresses["y"], y.ctypes.data, y.nbytes)
+        self.tell()
+        return self.profile is not None and "run" not in self.refuses
+
+    def tell(self) -> None:
+        """Tells the profiler, if there is one, of the `times` of its layers in milliseconds."""
+        context = self.own()
+        profiler = context._values.get("profiler") if context is not None else None
+        for name, ms in self.times.items() if profiler else ():
+            profiler().report_layer_time(name, ms)
+
+
+class Inspector(Behaviour):
+    """Says `text` of the engine's layers."""
+
+    text = "{}"
+
+    def get_engine_information(self, api: Api, format: Any) -> str:
+        return self.text if format.name == "JSON" else ""
 
 
 class Parser(Behaviour):
-    """Takes every model; or, while `refuses`, none, for the node `name` of the operator Conv."""
+    """Takes every model; or, while `refuses`, none, for the node `name` of the operator Conv.
+
+    Weights that lie beside the model it reads where they lie, and not before they are needed. Of a refit it `forgets`
+    some.
+    """
 
     refuses = False
+    forgets: tuple[str, ...] = ()
     num_errors = 1
+
+    def __init__(self) -> None:
+        self.initializers: dict[str, Callable[[], bytes]] = {}
 
     def load_model_proto(self, api: Api, model: bytes) -> bool:
         graph, into = onnx.load_model_from_string(model).graph, self.arguments[0]._behaviour
         into.inputs, into.outputs = list(graph.input), list(graph.output)
+        into.initializers = [tensor.name for tensor in graph.initializer]
+        self.initializers = {tensor.name: partial(bytes, tensor.raw_data) for tensor in graph.initializer}
+        return True
+
+    def load_initializer(self, api: Api, name: str, data: int, size: int) -> bool:
+        assert name in self.initializers
+        self.initializers[name] = partial(ctypes.string_at, data, size)
         return True
 
     def parse_model_proto(self, api: Api) -> bool:
@@ -491,6 +651,8 @@ class Parser(Behaviour):
 
     def refit_model_proto(self, api: Api) -> bool:
         api.require_all_alive()
+        given = {name: each for name, each in self.initializers.items() if name not in self.forgets}
+        self.arguments[0]._behaviour.given |= given
         return not self.refuses
 
     def get_error(self, api: Api, index: int) -> StandIn:
@@ -518,17 +680,39 @@ class ParserError(Behaviour):
 
 
 class Refitter(Behaviour):
-    """Takes all weights; or `missing` are missing, or it fails."""
+    """Takes all weights that are `marked`; none, like TensorRT, while some are `missing`; or it `fails`.
 
+    Of `stale` weights it says that it took them.
+    """
+
+    marked = tuple(WEIGHTS)
     missing: tuple[str, ...] = ()
     fails = False
+    stale = False
+
+    def __init__(self) -> None:
+        self.given: dict[str, Callable[[], bytes]] = {}
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.initializers: list[str] = []
+
+    def get_all_weights(self, api: Api) -> list[str]:
+        return [*self.marked]
+
+    def get_named_weights(self, api: Api, weights_name: str) -> Any:
+        weights = api.bindings.Weights
+        return weights(np.zeros(WEIGHTS[weights_name], np.float32)) if weights_name in self.given else weights()
 
     def get_missing_weights(self, api: Api) -> list[str]:
         return list(self.missing)
 
-    def refit_cuda_engine(self, api: Api) -> bool:
+    def refit_cuda_engine_async(self, api: Api, stream_handle: int) -> bool:
         api.require_all_alive()
-        return not self.fails
+        assert _cuda().stand_in_enqueue(stream_handle), "there is no such stream"
+        if not self.stale:
+            engine = self.arguments[0]._behaviour
+            engine.pending = {name: np.frombuffer(self.given[name](), np.float32) for name in self.marked}
+        return not self.fails and not self.missing
 
 
 class Runtime(Behaviour):
@@ -537,7 +721,9 @@ class Runtime(Behaviour):
     loads = True
 
     def deserialize_cuda_engine(self, api: Api, plan: bytes) -> StandIn | None:
-        return StandIn(api, api.bindings.ICudaEngine) if self.loads else None
+        engine = StandIn(api, api.bindings.ICudaEngine)
+        engine._behaviour.load(plan)
+        return engine if self.loads else None
 
 
 class Registry(Behaviour):
@@ -558,6 +744,8 @@ BEHAVIOURS: dict[str, type[Behaviour]] = {
     "Builder": Builder,
     "ICudaEngine": Engine,
     "IExecutionContext": Context,
+    "EngineInspector": Inspector,
+    "ISerializationConfig": SerializationConfig,
     "OnnxParser": Parser,
     "OnnxParserRefitter": Parser,
     "ParserError": ParserError,

@@ -9,13 +9,8 @@ a build or a refit needs lives until it returns, and no longer. A call in `stage
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,7 @@ import pytest
 from stages import backends, knobs
 from stages.build_config import BuildConfig
 from stages.knobs import KNOBS, Kind
-from tests.stages.stand_in_libraries import make_libraries
+from tests.stages import refit_contract
 
 ROOT = Path(__file__).parents[2]
 BINDINGS = ROOT / ".venv-bindings"
@@ -38,26 +33,6 @@ pytestmark = [
         "version", [pytest.param(version, marks=pytest.mark.xdist_group(f"contract {version}")) for version in VERSIONS]
     ),
 ]
-
-
-@pytest.fixture(scope="session")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """What tests/stages/contract_child.py says of a version: one process each, 5 s."""
-
-    @cache
-    def ask(version: str) -> dict[str, Any]:
-        directory = tmp_path_factory.mktemp("contract")
-        make_libraries(directory, version.partition(".")[0])
-        paths = os.pathsep.join([str(BINDINGS / version), str(ROOT)])
-        ran = subprocess.run(
-            [sys.executable, "-m", "tests.stages.contract_child", directory],
-            env={**os.environ, "LD_LIBRARY_PATH": str(directory), "PYTHONPATH": paths},
-            capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr[-3000:]
-        return dict(json.loads(ran.stdout.splitlines()[-1]))
-
-    return ask
 
 
 def test_the_bindings_are_those_of_the_version(version: str, answers: Any) -> None:
@@ -136,12 +111,30 @@ def test_a_shape_tensor_gets_the_range_of_its_values(version: str, answers: Any)
         ("format", "did not take io_formats={'x': ['chw32']}, it has {'x': ['linear']}"),
         ("tensor", "io_formats: the network has no input or output 'z'"),
         ("layer", "layer_device_types: no layer's name fits 'gemm*'"),
+        ("pattern", "refittable_weights: the model has no weight 'lora*'; it has, among others: g, w"),
+        ("weights", "refittable_weights: the network has no weights 'g'"),
         ("nothing", "the model gives a network of 0 layers and 1 outputs"),
         ("stopped", "no one listens"),
     ],
 )
 def test_what_tensorrt_does_not_do_is_an_error_of_the_build(version: str, case: str, said: str, answers: Any) -> None:
     assert said in answers(version)["builds"][case]["error"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "flags", "marked"),
+    [
+        ("any", ["REFIT", "STRIP_PLAN"], []),
+        ("identical", ["REFIT_IDENTICAL", "STRIP_PLAN"], []),
+        ("named", ["REFIT_INDIVIDUAL", "STRIP_PLAN"], ["g", "w"]),
+        # TensorRT makes it REFIT_IDENTICAL.
+        ("stripped", ["STRIP_PLAN"], []),
+    ],
+)
+def test_each_way_to_take_weights_later_is_one_flag_of_the_builder(
+    version: str, mode: str, flags: list[str], marked: list[str], answers: Any
+) -> None:
+    assert answers(version)["refittable"][mode] == [None, [*flags, "TF32"], marked]
 
 
 def test_a_build_takes_what_earlier_ones_timed_and_writes_that_and_its_own(version: str, answers: Any) -> None:
@@ -188,33 +181,23 @@ def test_pinned_tactics_come_back_or_the_build_fails(version: str, answers: Any)
 
 
 def test_a_refit_is_what_the_version_takes(version: str, answers: Any) -> None:
-    answer = answers(version)["refit"]
-    assert answer.get("error") is None and answer["method"] == "refit"
-    keeps = "ISerializationConfig.set_flag" in answer["calls"]
-    assert keeps == backends.has_refit_flag("tensorrt", version)
+    refit_contract.require_order(answers(version)["refits"][""])
+    refit_contract.require_compared(answers(version)["refits"], again=backends.has_refit_flag("tensorrt", version))
 
 
-@pytest.mark.parametrize(
-    ("case", "said"),
-    [
-        ("deserialize", "the plan cannot be loaded"),
-        ("library", "libmine.so cannot be loaded: TensorRT gives no reason"),
-        ("refittable", "the plan takes no other weights"),
-        ("parser", "operator Conv (node 'conv0'): unsupported node"),
-        ("missing", "the ONNX file lacks weights that the plan has: g, w"),
-        ("refit", "the weights cannot be put into the plan"),
-        ("serialize", "the refitted plan cannot be written"),
-    ],
-)
-def test_what_tensorrt_does_not_do_is_an_error_of_the_refit(version: str, case: str, said: str, answers: Any) -> None:
-    assert said in answers(version)["refits"][case]["error"]
+@pytest.mark.parametrize("case", refit_contract.FAILS)
+def test_what_tensorrt_does_not_do_is_an_error_of_the_refit_and_leaves_no_plan(
+    version: str, case: str, answers: Any
+) -> None:
+    refit_contract.require_refused(answers(version)["refits"], case)
 
 
 def test_nothing_of_tensorrt_is_held_once_a_stage_returns_or_fails(version: str, answers: Any) -> None:
     """That it lives until then, the stand-ins themselves hold at each call that needs it."""
     answer = answers(version)
-    ended = [*answer["knobs"].values(), *answer["builds"].values(), *answer["refits"].values(), answer["refit"]]
+    ended = [*answer["knobs"].values(), *answer["builds"].values()]
     assert [each["held"] for each in ended] == [0] * len(ended)
+    refit_contract.require_let_go(answer["refits"])
 
 
 def test_polygraphy_executes_a_plan_with_the_version(version: str, answers: Any) -> None:
@@ -244,7 +227,7 @@ def test_where_tensorrt_gives_no_builder_or_runtime_every_stage_says_so(version:
 def test_what_tensorrt_calls_takes_the_arguments_that_it_gives(version: str, answers: Any) -> None:
     callbacks = answers(version)["callbacks"]
     monitored = {f"IProgressMonitor.{name}" for name in ("phase_start", "step_complete", "phase_finish")}
-    assert {*callbacks} == {"ILogger.log", *monitored}
+    assert {*callbacks} == {"ILogger.log", "IProfiler.report_layer_time", *monitored}
     assert all(taken == given for taken, given in callbacks.values())
 
 

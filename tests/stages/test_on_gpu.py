@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from stages import backends, plan
 from stages.build_config import BuildConfig
 from stages.gpus import use
 from stages.knobs import KNOBS
+from stages.refit import RefitConfig
 from tests.stages.knob_values import configured
 from tests.stages.on_gpu import facts_here, gpu_for, on_gpu, plan_of
 from tests.stages.shape_tensors import ranges, shaper
-from tests.stages.stage_runs import PROFILE, classifier, model, run_stage, save
+from tests.stages.stage_runs import PROFILE, classifier, model, parts, run_stage, save
 
 pytestmark = pytest.mark.gpu
 
@@ -84,18 +85,29 @@ def test_inputs_that_hold_a_shape_are_given_to_the_engine(backend: str, tmp_path
     assert executed(path, path, tmp_path, given)["engine"]["cosine"] > 0.999
 
 
+def refitted(
+    plan: Path, onnx: Path, out: Path, given: dict[str, Any], patterns: Sequence[str] = ()
+) -> tuple[dict[str, Any], str]:
+    """What a refit of `plan` with the weights of `onnx`, or those that fit, answers, and its log; it does not build."""
+    inputs = {"plan": plan, **parts(onnx, out.with_suffix(".parts"), patterns)}
+    return run_stage("refit", out, inputs, RefitConfig(fallback="fail"), given)
+
+
 @on_gpu("tensorrt", "tensorrt_rtx")
-@pytest.mark.parametrize("mode", ["any", "identical"])
+@pytest.mark.parametrize("mode", ["any", "identical", "named"])
 def test_weights_are_put_into_a_plan(backend: str, mode: str, tmp_path: Path) -> None:
-    """With `identical` the plan comes without its weights, and the same are put in."""
-    noise = 0.5 if mode == "any" else 0.0
+    """That came without them: with `identical` the same are put in, with `named` those of the last layer."""
+    noise = 0.0 if mode == "identical" else 0.5
     old, new = (classifier(tmp_path / f"{name}.onnx", batch=1, noise=n) for name, n in (("old", 0.0), ("new", noise)))
-    given = facts_here(backend)
-    answer, log = plan_of(old, given, tmp_path / "built", BuildConfig(refit=mode))
+    given, patterns = facts_here(backend), ["g"] if mode == "named" else []
+    config = BuildConfig(refit=mode, refittable_weights=patterns, strip_plan=True)
+    onnx = old if mode == "identical" else parts(old, tmp_path / "old.parts", patterns)["structure"]
+    answer, log = plan_of(onnx, given, tmp_path / "built", config)
     assert answer.get("metrics", {}).get("refittable") is True, (answer, log[-2000:])
-    inputs = {"plan": tmp_path / "built/model.plan", "onnx": new}
-    answer, log = run_stage("refit", tmp_path / "refitted", inputs, {"fallback": "fail"}, given)
+    answer, log = refitted(tmp_path / "built/model.plan", new, tmp_path / "refitted", given, patterns=patterns)
     assert answer.get("metrics", {}).get("method") == "refit", (answer, log[-2000:])
+    assert answer["metrics"]["compared"]["difference"] <= answer["metrics"]["compared"]["allowed"]
+    assert answer["metrics"]["weights"] >= (1 if mode == "named" else 2)
     assert executed(new, new, tmp_path / "refitted", given)["engine"]["cosine"] > 0.999
 
 
@@ -107,18 +119,28 @@ def test_a_refitted_plan_can_be_refitted_again(backend: str, tmp_path: Path) -> 
     models = [classifier(tmp_path / f"{noise}.onnx", batch=1, noise=noise) for noise in (0.0, 0.3, 0.6)]
     plan_of(models[0], given, tmp_path / "0", BuildConfig(refit="any"))
     for number, onnx in enumerate(models[1:], 1):
-        inputs = {"plan": tmp_path / f"{number - 1}/model.plan", "onnx": onnx}
-        answer, log = run_stage("refit", tmp_path / str(number), inputs, {"fallback": "fail"}, given)
+        answer, log = refitted(tmp_path / f"{number - 1}/model.plan", onnx, tmp_path / str(number), given)
         assert answer.get("metrics", {}).get("method") == "refit", (answer, log[-2000:])
     assert executed(models[2], models[2], tmp_path / "2", given)["engine"]["cosine"] > 0.999
+
+
+@on_gpu("tensorrt", "tensorrt_rtx")
+def test_weights_that_the_plan_does_not_take_are_noticed_by_what_it_computes(backend: str, tmp_path: Path) -> None:
+    """The plan takes the kernel alone, and keeps a matrix that the new model has not."""
+    old, new = (classifier(tmp_path / f"{noise}.onnx", batch=1, noise=noise) for noise in (0.0, 0.5))
+    given = facts_here(backend)
+    answer, log = plan_of(old, given, tmp_path / "built", BuildConfig(refit="named", refittable_weights=["w"]))
+    assert answer.get("metrics", {}).get("refittable") is True, (answer, log[-2000:])
+    answer, _ = refitted(tmp_path / "built/model.plan", new, tmp_path / "refitted", given)
+    assert "computes something else than the model: output 'logits' differs by" in answer["what"]
+    assert not [*(tmp_path / "refitted").iterdir()]
 
 
 @on_gpu("tensorrt", "tensorrt_rtx")
 def test_an_ordinary_plan_takes_no_other_weights(backend: str, tmp_path: Path) -> None:
     path, given = classifier(tmp_path / "model.onnx", batch=1), facts_here(backend)
     plan_of(path, given, tmp_path / "built")
-    inputs = {"plan": tmp_path / "built/model.plan", "onnx": path}
-    answer, _ = run_stage("refit", tmp_path / "out", inputs, {"fallback": "fail"}, given)
+    answer, _ = refitted(tmp_path / "built/model.plan", path, tmp_path / "out", given)
     assert "it was built without refit" in answer["what"]
 
 
