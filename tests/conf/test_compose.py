@@ -89,7 +89,7 @@ def test_a_step_can_be_left_out() -> None:
         ("store=s3", "there is no store 's3'", "allowed: local"),
         ("modle.name=x", "'modle'", "did you mean model?"),
         ("model.nme=x", "'nme'", "did you mean name?"),
-        ("gates.min_cosin=0.9", "'min_cosin'", "did you mean min_cosine?"),
+        ("gates.min_cosin=0.9", "'min_cosin'", "did you mean min_cosine"),
         ("+foo=1", "'foo'", "allowed: backend, flow, gates, "),
         ("++foo.bar=1", "'foo'", "allowed: backend, "),
         ("+model.foo=1", "'foo'", "allowed: calibration, "),

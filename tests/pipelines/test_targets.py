@@ -63,7 +63,7 @@ def test_what_a_target_has_is_planned(overrides: list[str], tmp_path: Path) -> N
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_asks_for_precisions_that_the_table_of_gpus_knows(name: str) -> None:
     stage = STAGES[name]
-    if name != "publish":  # its config has no defaults
+    if name not in ("publish", "keep_float"):  # their configs have no defaults
         assert set(stage.precisions(stage.config())) <= set(PRECISIONS)
 
 
