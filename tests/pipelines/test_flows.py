@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from artifacts.store import Store
 from tests.pipelines.conftest import Forge
+from tests.pipelines.test_rebuild import DIGITS, states, write_catalog
 
 pytestmark = [pytest.mark.prefect, pytest.mark.xdist_group("prefect")]
 
@@ -38,37 +41,6 @@ def getaddrinfo(host, *rest, **options):
 
 socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
 """
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """The API's address of a real Prefect server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("prefect")), "server", "start", "--port", str(port), "--no-ui"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    api = f"http://127.0.0.1:{port}/api"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{api}/health", timeout=1)
-            break
-        except OSError:
-            assert time.monotonic() < deadline and process.poll() is None, "the server does not start"
-            time.sleep(0.2)
-    yield api
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(30)
 
 
 def ask(api, path, **body):
@@ -96,9 +68,15 @@ def task_states(api, run):
         time.sleep(0.2)
 
 
-def test_a_build_is_one_flow_run_with_a_task_run_per_step_that_tells_built_from_cached(tmp_path, server):
+def artifacts_of(api, run):
+    """The Markdown of each artifact of a flow run, by its key."""
+    found = ask(api, "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    return {artifact["key"]: artifact["data"] for artifact in found}
+
+
+def test_a_build_is_one_flow_run_with_a_task_run_for_each_step_that_runs_and_one_for_what_is_cached(tmp_path, server):
     forge = Forge(tmp_path, {"PREFECT_API_URL": server})
-    arguments = ("build", "--json", f"store.root={forge.store}")
+    arguments = ("build", "--json", "flow=fp32", f"store.root={forge.store}")
     assert forge(*arguments, "targets=[l4]").code == 0
     both = forge(*arguments, "targets=[l4,a10]")
     assert both.code == 0, both.err
@@ -106,13 +84,36 @@ def test_a_build_is_one_flow_run_with_a_task_run_per_step_that_tells_built_from_
 
     first, second = runs_of(server, forge.store)
     assert {first["state_name"], second["state_name"]} == {"Completed"}
-    shared = ["export", "surgery", "calibrate", "ranges", "quantize"]
+    shared = ["export", "surgery"]
     own = ["build", "validate", "publish"]
     assert task_states(server, first) == dict.fromkeys([*shared, *(f"{name}[l4]" for name in own)], "Completed")
     assert task_states(server, second) == {
-        **dict.fromkeys([*shared, *(f"{name}[l4]" for name in own)], "Cached"),
+        "cached: 5 steps": "Cached",
         **dict.fromkeys([f"{name}[a10]" for name in own], "Completed"),
     }
+    # The tables of each plan's report go with its run.
+    assert set(artifacts_of(server, first)) == {"plan-digits-l4-fp32"}
+    tables = artifacts_of(server, second)
+    assert set(tables) == {"plan-digits-l4-fp32", "plan-digits-a10-fp32"}
+    digest = next(plan["digest"] for plan in both.document["plans"] if plan["target"] == "a10")
+    assert f"- sha256: {digest}" in tables["plan-digits-a10-fp32"]
+    assert "| logits | the ONNX it was built from |" in tables["plan-digits-a10-fp32"]
+
+
+def test_a_step_that_somebody_else_has_built_meanwhile_is_cached(tmp_path, server, default_store):
+    forge = Forge(tmp_path, {"PREFECT_API_URL": server})
+    given = ("flow=export", f"store.root={forge.store}")
+    export = forge.status(*given).step("export")
+    with Store(forge.store).lock(export["key"], "somebody else", lambda holder: None):
+        build = forge.start("build", *given)
+        while "waiting for somebody else" not in (line := build.stderr.readline()):
+            assert line, "it has not waited"
+        for kind in ("objects", "records"):
+            shutil.copytree(default_store / kind, forge.store / kind, dirs_exist_ok=True)
+    _, err = build.communicate(timeout=60)
+    assert build.returncode == 0, err
+    (run,) = runs_of(server, forge.store)
+    assert task_states(server, run) == {"export": "Cached", "surgery": "Cached"}
 
 
 def test_a_failed_step_fails_its_task_run_and_the_flow_run(tmp_path, server):
@@ -149,6 +150,28 @@ def test_without_a_server_it_works_and_talks_to_no_other_machine(tmp_path):
     assert ran.code == 0, ran.err
     assert set(ran.states().values()) == {"built"}
     assert not log.exists(), log.read_text()
+    if "is not recorded" not in ran.err:  # said on a machine where the temporary server takes half a minute
+        assert recorded(forge, "flow_run") == {"digits-fp32": "Completed"}
+        assert recorded(forge, "task_run") == dict.fromkeys(ran.states(), "Completed")
+
+
+def recorded(forge, table):
+    """The states of what the temporary server has kept, by name."""
+    with closing(sqlite3.connect(forge.home / "prefect/prefect.db")) as database:
+        return dict(database.execute(f"SELECT name, state_name FROM {table}"))  # noqa: S608
+
+
+def test_a_build_does_not_wait_for_the_temporary_server_nor_fail_for_want_of_it(tmp_path):
+    forge = Forge(tmp_path, {"PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////nowhere/prefect.db"})
+    ran = forge("build", "--json", "flow=export")
+    assert ran.code == 0, ran.err
+    assert set(ran.states().values()) == {"built"}
+    (told,) = [line for line in ran.err.splitlines() if "is not recorded" in line]
+    assert told.startswith(
+        "the run is not recorded in Prefect: the temporary Prefect server does not start: exit code "
+    )
+    assert "unable to open database file" in told
+    assert "Traceback" not in ran.err
 
 
 def test_a_server_that_does_not_answer_is_one_line(tmp_path):
@@ -178,8 +201,74 @@ for more in ([], [], late):
     assert ran.stdout.split() == ["Completed", "Completed", "Failed"], ran.stderr
     first, second, third = runs_of(server, tmp_path / "store")
     assert task_states(server, first) == {"export": "Completed", "surgery": "Completed"}
-    assert task_states(server, second) == {"export": "Cached", "surgery": "Cached"}
-    assert task_states(server, third) == {"export": "Cached", "surgery": "Failed"}
+    assert task_states(server, second) == {"cached: 2 steps": "Cached"}
+    assert task_states(server, third) == {"cached: 1 step": "Cached", "surgery": "Failed"}
+
+
+def test_an_upgrade_is_told_to_prefect_once_for_each_architecture(built, server):
+    from tests.pipelines import releases, simple_index
+
+    nobody = simple_index.variables("http://127.0.0.1:9/simple")
+    forge = releases.leave(Forge(built.home, {"PREFECT_API_URL": server, **nobody}), releases.OLDER)
+    first, again = (forge("watch", "--emit", "--json") for _ in range(2))
+    assert (first.code, again.code) == (0, 0), first.err + again.err
+    assert first.document["emitted"] == first.document["changes"] == again.document["changes"]
+    assert again.document["emitted"] == []
+
+    name = "trtforge.tensorrt.version.changed"
+    deadline = time.monotonic() + 20
+    while len(events := ask(server, "events/filter", filter={"event": {"name": [name]}})["events"]) < 3:
+        assert time.monotonic() < deadline, events
+        time.sleep(0.2)
+    told = {event["resource"]["prefect.resource.id"]: event["payload"] for event in events}
+    assert told == {f"trtforge.tensorrt.{each['architecture']}": each for each in first.document["changes"]}
+    assert len(events) == len(told) == 3
+
+
+def test_a_catalog_is_one_flow_run_with_a_subflow_run_for_each_model_that_has_something_to_do(tmp_path, server):
+    catalog = write_catalog(tmp_path, net_a=DIGITS, net_b=DIGITS, net_c="nowhere.onnx", net_d=DIGITS)
+    forge = Forge(tmp_path, {"PREFECT_API_URL": server})
+    given = ("--config-dir", str(catalog), f"store.root={forge.store}", "flow=export")
+    assert forge("build", *given, "model=net_a", "runner=local").code == 0
+    late = ("steps.surgery.time_limit_s=0.01", "steps.surgery.config.compare_max_bytes=0")
+    ran = forge("rebuild", "--json", *given, *late, "--models", "net_c,net_a")
+    assert ran.code == 2
+    assert states(ran) == {"net_c": "wrong", "net_a": "failed"}
+    parent, model = runs_of(server, forge.store)
+    assert (parent["state_name"], model["state_name"], model["name"]) == ("Failed", "Failed", "net_a-export")
+    assert model["parent_task_run_id"]
+    assert task_states(server, model) == {"cached: 1 step": "Cached", "surgery": "Failed"}
+    rows = json.loads(artifacts_of(server, parent)["trtforge-rebuild"])
+    assert [(row["model"], row["state"]) for row in rows] == [("net_c", "wrong"), ("net_a", "failed")]
+
+
+def test_deployments_call_what_the_verbs_call(tmp_path, server):
+    catalog = write_catalog(tmp_path, net_a=DIGITS, net_b="nowhere.onnx", net_c=DIGITS)
+    code = """
+import sys
+from pipelines import flows
+store, catalog = "store.root=" + sys.argv[1], sys.argv[2]
+for flow, arguments in (
+    (flows.rebuild, (["flow=export", store], None, [catalog])),
+    (flows.gc, ([store], None, True)),
+    (flows.refit, ("gone.safetensors", ["flow=fp32", store])),
+    (flows.watch, ([store],)),
+):
+    print(flow(*arguments, return_state=True).message.splitlines()[0])
+"""
+    environment = {**os.environ, "PREFECT_API_URL": server, "PREFECT_HOME": str(tmp_path / "prefect")}
+    called = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "store"), str(catalog)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    rebuilt, collected, refitted, watched = called.stdout.splitlines()
+    assert rebuilt == "3 models: 1 built, 1 cached, 1 wrong", called.stderr
+    assert collected.startswith("would delete 0 things")
+    assert "gone.safetensors" in refitted
+    assert watched == "0 published plans, 0 changes, 0 new"
+    runs = [(run["state_name"], run["name"]) for run in runs_of(server, tmp_path / "store")]
+    assert [state for state, _ in runs] == ["Failed", "Completed", "Completed", "Failed", "Completed"]
+    assert runs[1][1] == "net_a-export"  # of the three the one that had something to do
 
 
 def test_a_killed_build_leaves_no_server_behind(tmp_path):

@@ -1,0 +1,164 @@
+"""Prefect's settings, and the temporary server for whoever has named no lasting one. Nothing here imports Prefect.
+
+Prefect would start such a server itself. That takes an import of 3 s before the server's process begins, and holds its
+caller until it answers; here the process is there after milliseconds, and who needs it waits for it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+
+from pipelines.errors import EngineError
+
+STARTUP_LIMIT = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
+
+OFFLINE = {
+    # Client and server each have a switch of their own: DO_NOT_TRACK alone does not stop the server.
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The temporary server took 13.8 to 18.2 s on a fresh database; Prefect gives up after 20 s by default.
+    STARTUP_LIMIT: "120",
+    # Steps are told on stderr by `pipelines.reporting`; Prefect's own lines go to its API.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_CLI_PROMPT": "false",
+}
+"""Defaults for Prefect's settings; a variable that the user has set wins."""
+
+for _name, _value in OFFLINE.items():
+    os.environ.setdefault(_name, _value)
+
+_EPHEMERAL = {
+    # What Prefect gives a temporary server of its own.
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    # Why it does not start is in its log, which goes to a file.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+}
+
+_HOST = "127.0.0.1"
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception): ")
+"""The line of a traceback that says what was raised."""
+
+_one_at_a_time = threading.Lock()
+_running: TemporaryServer | None = None
+
+
+def may_be_named() -> bool:
+    """Whether Prefect's settings may name a server; for sure only Prefect knows, whose import takes a second."""
+    if os.environ.get("PREFECT_API_URL"):
+        return True
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+    places = {
+        profiles: "PREFECT_API_URL", Path(".env"): "PREFECT_API_URL",
+        Path("prefect.toml"): "api", Path("pyproject.toml"): "tool.prefect",
+    }  # fmt: skip
+    return any(word in path.read_text(errors="replace") for path, word in places.items() if path.is_file())
+
+
+class TemporaryServer:
+    """A Prefect server on a free port of loopback, which ends with this process, however that ends.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+
+    def __init__(self) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server is
+        with socket.socket() as listening:
+            # Handed over open, so that nobody takes the port in between; and who connects early is kept waiting.
+            listening.bind((_HOST, 0))
+            listening.listen(64)
+            self.port: int = listening.getsockname()[1]
+            self._process = self._start(listening.fileno())
+        # The shell reads until the pipe's other end is gone, which the kernel sees to when this process dies.
+        watch = ["/bin/sh", "-c", 'read -r line; kill "$0"', str(self._process.pid)]
+        self._guard = subprocess.Popen(watch, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    @property
+    def api(self) -> str:
+        """The address of its API."""
+        return f"http://{_HOST}:{self.port}/api"
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
+
+    def wait(self) -> None:
+        """Waits until it answers.
+
+        Raises:
+            EngineError: It has ended, or does not answer in time.
+        """
+        limit_s = float(os.environ[STARTUP_LIMIT])
+        connection = http.client.HTTPConnection(_HOST, self.port, timeout=limit_s)
+        try:
+            connection.request("GET", "/api/health")
+            answer = connection.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            what = f"no answer in {limit_s:g} s" if isinstance(error, TimeoutError) else self._last_words()
+            raise EngineError(f"the temporary Prefect server does not start: {what}") from error
+        finally:
+            connection.close()
+        if answer.status != http.HTTPStatus.OK:
+            raise EngineError(f"the temporary Prefect server does not start: it answers {answer.status}")
+
+    def end(self) -> None:
+        """Ends it; nothing of a run is lost, what it has heard is written through."""
+        self._process.terminate()
+
+    def _start(self, listening: int) -> subprocess.Popen[bytes]:
+        prefect = find_spec("prefect")
+        directory = str(Path(prefect.origin).parents[1]) if prefect and prefect.origin else ""
+        command = [
+            sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
+            "--app-dir", directory, "--fd", str(listening), "--log-level", "error", "--lifespan", "on",
+        ]  # fmt: skip
+        # A session of its own: what a terminal sends on Ctrl-C is for the build, which ends its server last.
+        return subprocess.Popen(
+            command, env=os.environ | _EPHEMERAL, pass_fds=[listening], start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+        )  # fmt: skip
+
+    def _last_words(self) -> str:
+        deadline = time.monotonic() + 1.0  # its sockets are closed a moment before it is gone
+        while self.alive and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").splitlines()
+        causes = [line for line in lines if _EXCEPTION.match(line)] or [line for line in lines if line.strip()]
+        said = f": {causes[-1].strip()}" if causes else ""
+        return f"exit code {self._process.poll()}{said}"
+
+
+def start() -> TemporaryServer:
+    """The temporary server of this process, which does not answer yet where it has just been started.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    global _running
+    with _one_at_a_time:
+        if _running is None or not _running.alive:
+            _running = TemporaryServer()
+        return _running
+
+
+def stop() -> None:
+    """Ends the temporary server of this process, if there is one."""
+    if _running is not None:
+        _running.end()

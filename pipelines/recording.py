@@ -1,0 +1,308 @@
+"""A run of the command line, told to Prefect while it goes on: no step waits for Prefect's import, or for a server.
+
+The steps run as with `runner=local`, from the first moment on. Beside them a thread imports Prefect, waits for the
+server and opens the flow run; from then on each step that has begun is a task run, which ends as the step does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import Protocol
+
+from pipelines import prefect_server, schedule
+from pipelines.errors import EngineError, InterruptedBuildError
+from pipelines.execute import Outcome
+from pipelines.graph import Node
+from pipelines.rebuild import Rebuilt, rebuild
+from pipelines.reporting import Reporter
+from pipelines.session import Session
+
+RECORD_SECONDS = 30.0
+"""How long a build that is over waits to be recorded; a temporary server takes 6 to 18 s from its start."""
+
+DRAIN_SECONDS = 10.0
+"""How long to wait at the end until the server has heard everything; usually it is milliseconds."""
+
+INTERRUPTED_SECONDS = 0.3
+"""How long an interrupted one does, twice: two seconds after Ctrl-C everything has ended."""
+
+SLOW_SECONDS = 1.0
+"""A user who waits longer than this for a build that is over is told what for."""
+
+_RUN_LOCAL = "check PREFECT_API_URL and that its server runs; runner=local runs the same steps without Prefect"
+
+Begun = tuple[Node, "Future[Outcome]"]
+
+
+class FlowRun(Protocol):
+    """An open flow run."""
+
+    def is_final(self) -> bool:
+        """Whether the server knows how it ended."""
+
+    def drain(self, seconds: float) -> None:
+        """Sends what is still to be sent, for at most so long."""
+
+
+@dataclass
+class Followed:
+    """A run that a flow run follows.
+
+    Attributes:
+        session: The run.
+        reporter: What tells the user.
+        overrides: Hydra's, as they were given.
+        config_dirs: The user's own config directories.
+        cached: The steps that were found in the store before anything ran.
+        interrupted: Whether the user has stopped it.
+        flow_run: What follows it; None while none is open.
+    """
+
+    session: Session
+    reporter: Reporter
+    overrides: Sequence[str]
+    config_dirs: Sequence[Path]
+    cached: Sequence[str]
+    interrupted: bool = False
+    flow_run: FlowRun | None = None
+    _begun: SimpleQueue[Begun | None] = field(default_factory=SimpleQueue)
+
+    def begin(self, node: Node, future: Future[Outcome]) -> None:
+        """A step has begun, whose outcome `future` will hold."""
+        self._begun.put((node, future))
+
+    def end(self) -> None:
+        """No more steps will begin."""
+        self._begun.put(None)
+
+    def begun(self) -> Iterator[Begun]:
+        """The steps, as they begin, until no more will."""
+        return iter(self._begun.get, None)
+
+
+@dataclass
+class FollowedCatalog:
+    """A rebuild that a flow run follows, with a subflow run for each model that has something to do.
+
+    Attributes:
+        reporter: What tells the user.
+        overrides: Hydra's, as they were given.
+        models: The names of all its models.
+        config_dirs: The user's own config directories.
+        rows: How it went, model by model; complete when it has ended.
+        interrupted: Whether the user has stopped it.
+        flow_run: What follows it; None while none is open.
+    """
+
+    reporter: Reporter
+    overrides: Sequence[str]
+    models: Sequence[str]
+    config_dirs: Sequence[Path]
+    rows: list[Rebuilt] = field(default_factory=list)
+    interrupted: bool = False
+    flow_run: FlowRun | None = None
+    _begun: SimpleQueue[Followed | None] = field(default_factory=SimpleQueue)
+
+    def begin(self, followed: Followed) -> None:
+        """A model has begun."""
+        self._begun.put(followed)
+
+    def end(self) -> None:
+        """No more models will begin."""
+        self._begun.put(None)
+
+    def begun(self) -> Iterator[Followed]:
+        """The models, as they begin, until no more will."""
+        return iter(self._begun.get, None)
+
+
+def run_with_prefect(
+    session: Session, reporter: Reporter, overrides: Sequence[str], config_dirs: Sequence[Path]
+) -> None:
+    """Runs a session that is planned already as one flow run.
+
+    A build does not fail for want of the temporary server; one whose user has named a server does.
+
+    Raises:
+        EngineError: The server that the user named cannot be reached.
+        InterruptedBuildError: The user asked to stop.
+    """
+    followed = _followed(session, reporter, overrides, config_dirs)
+    recording = Recording(followed)
+    with recording.breaking_off():
+        _run(followed, recording)
+    recording.finish()
+
+
+def rebuild_with_prefect(
+    overrides: Sequence[str], models: Sequence[str], config_dirs: Sequence[Path], reporter: Reporter, stop: Event
+) -> list[Rebuilt]:
+    """Brings a catalog up to date as one flow run; there is none where nothing is to be done.
+
+    Raises:
+        EngineError: The server that the user named cannot be reached.
+        InterruptedBuildError: The user asked to stop.
+    """
+    catalog = FollowedCatalog(reporter, overrides, models, config_dirs)
+    recordings: list[Recording] = []
+    breaking_off = ExitStack()
+
+    def run(session: Session, reporter: Reporter, overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
+        if session.config.runner.value == "local":
+            schedule.run_local(session, reporter)
+            return
+        if not recordings:
+            recordings.append(Recording(catalog))
+            breaking_off.enter_context(recordings[0].breaking_off())
+        followed = _followed(session, reporter, overrides, config_dirs)
+        catalog.begin(followed)
+        _run(followed, recordings[0])
+
+    with breaking_off:
+        found = rebuild(overrides, models, config_dirs, reporter, stop, run, catalog.rows.append)
+    for recording in recordings:
+        recording.finish()
+    return found
+
+
+def _followed(session: Session, reporter: Reporter, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Followed:
+    cached = [name for name, outcome in session.outcomes.items() if outcome.done]
+    return Followed(session, reporter, overrides, config_dirs, cached)
+
+
+def _run(followed: Followed, recording: Recording) -> None:
+    """Runs the steps, and tells `followed` of each, of the last, and of an interruption."""
+    session, reporter = followed.session, followed.reporter
+
+    def submit(node: Node) -> Future[Outcome]:
+        recording.require_server()
+        future = pool.submit(schedule.work, session, node, reporter)
+        if node.id not in followed.cached:
+            followed.begin(node, future)
+        return future
+
+    try:
+        with ThreadPoolExecutor(schedule.AT_ONCE) as pool:
+            schedule.run(session, reporter, submit)
+    except (KeyboardInterrupt, InterruptedBuildError):
+        followed.interrupted = True
+        raise
+    finally:
+        followed.end()
+
+
+class Recording:
+    """A thread that has Prefect follow a run, or a catalog of them.
+
+    Args:
+        followed: The run.
+    """
+
+    def __init__(self, followed: Followed | FollowedCatalog) -> None:
+        self._followed = followed
+        self._error: Exception | None = None
+        self._over = threading.Event()
+        self._opens = False
+        self._is_named = prefect_server.may_be_named()
+        try:
+            if not self._is_named:
+                prefect_server.start()  # at once: while it starts, Prefect is imported
+        except OSError as error:
+            self._fail(error)
+        else:
+            threading.Thread(target=self._record, daemon=True, name="recording").start()
+
+    def require_server(self) -> None:
+        """Does nothing while all is well.
+
+        Raises:
+            EngineError: The server that the user named cannot be reached.
+        """
+        if self._is_named and self._error is not None and self._followed.flow_run is None:
+            raise EngineError(f"Prefect cannot run the flow: {_first_line(self._error)}", _RUN_LOCAL) from self._error
+
+    def finish(self) -> None:
+        """The run is over: waits until it is recorded, and says so where it is not.
+
+        Raises:
+            EngineError: The server that the user named cannot be reached.
+        """
+        self._followed.end()
+        if not self._wait(SLOW_SECONDS):
+            self._followed.reporter.note(f"all steps are over; {self._holdup()}")
+            self._wait(RECORD_SECONDS)
+        self._drain(DRAIN_SECONDS)
+        self.require_server()
+        if self._error is not None:
+            self._followed.reporter.note(f"the run is not recorded in Prefect: {_first_line(self._error)}")
+        elif not self._is_recorded():
+            self._followed.reporter.note(f"the run is not recorded in Prefect: no end after {RECORD_SECONDS:g} s")
+
+    @contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """Tells an open flow run where its steps are broken off."""
+        try:
+            yield
+        except BaseException as error:
+            self._followed.interrupted = isinstance(error, (KeyboardInterrupt, InterruptedBuildError))
+            self._followed.end()
+            if self._opens:
+                self._wait(INTERRUPTED_SECONDS)
+                self._drain(INTERRUPTED_SECONDS)
+            raise
+
+    def _drain(self, seconds: float) -> None:
+        if self._followed.flow_run is not None:
+            self._followed.flow_run.drain(seconds)
+
+    def _record(self) -> None:
+        try:
+            from pipelines import flows
+
+            self._is_named = self._is_named and flows.names_server()
+            api = None if self._is_named else self._temporary_server()
+            self._opens = True
+            flows.follow(self._followed, api)
+        except Exception as error:  # Prefect and its server have many ways to fail, and the steps need neither
+            self._fail(error)
+        finally:
+            self._over.set()
+
+    def _temporary_server(self) -> str:
+        server = prefect_server.start()
+        server.wait()
+        return server.api
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        self._over.set()
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether it is recorded, or will never be, within these seconds."""
+        deadline = time.monotonic() + seconds
+        while not (self._is_recorded() or self._over.wait(0.01)):
+            # Not for the flow's own end: that waits 0.9 s for its thread of heartbeats.
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _is_recorded(self) -> bool:
+        return self._followed.flow_run is not None and self._followed.flow_run.is_final()
+
+    def _holdup(self) -> str:
+        if self._followed.flow_run is None and not self._is_named:
+            return "a temporary Prefect server still starts, to record the run; PREFECT_API_URL names a lasting one"
+        return "Prefect is recording the run"
+
+
+def _first_line(error: Exception) -> str:
+    what = error.what if isinstance(error, EngineError) else str(error)
+    return (what.splitlines() or [type(error).__name__])[0]
