@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0+cpu
 DEMO_STORE ?= .trtforge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-serial bindings test-torch faults big conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead reproducibility matrix test-modelopt test-browser test-gpu bench-store demo docs clean
+.PHONY: help setup lint test test-serial bindings test-torch faults big e2e-prefect conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead bench-recording reproducibility matrix test-modelopt test-browser test-gpu bench-store demo docs clean
 
 help:
 	@echo "make demo        a trained model to validated plans for three GPUs, on this machine"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-serial those that measure time, one after the other: 2 minutes"
 	@echo "make bindings    TensorRT's Python bindings of four versions, which tests hold our calls against: 5 MB"
 	@echo "make faults      a build is killed, and meets a broken disk, at every file operation in turn: some minutes"
+	@echo "make e2e-prefect  an empty Prefect server, a deploy, a worker, a build, and a version's event: a minute"
 	@echo "make big         a model of 2.25 GiB goes all the way: minutes, 8 GB of memory, 10 GB of disk"
 	@echo "make conformance ONNX's backend tests and real models through surgery, beside polygraphy and onnxsim: 5 minutes"
 	@echo "make conformance-torch  what torch exports, MiniLM among it, likewise: 1 minute"
@@ -24,6 +25,7 @@ help:
 	@echo "make matrix      real models in every precision for every target, and docs/matrix.md of it: 25 minutes"
 	@echo "make reproducibility  the matrix's plans, each built four times: how many have the same bytes: 25 minutes"
 	@echo "make bench-overhead  builds for three targets beside a plain loop over TensorRT's calls, in ratios: 10 minutes, 3 GB"
+	@echo "make bench-recording  what Prefect costs a build, with a lasting and with a temporary server: 5 minutes"
 	@echo "make test-modelopt   the tests that need modelopt"
 	@echo "make test-browser    the report's pages in Chromium, pictures in build/screenshots"
 	@echo "make test-gpu    the tests that need a GPU and TensorRT: docs/gpu-testing.md"
@@ -53,10 +55,10 @@ lint: setup
 KEPT_BYTECODE := env -u PYTHONDONTWRITEBYTECODE
 
 test: setup bindings
-	$(KEPT_BYTECODE) $(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not modelopt and not serial and not faults and not big and not browser"
+	$(KEPT_BYTECODE) $(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not modelopt and not serial and not faults and not big and not e2e and not browser"
 
 test-serial: setup
-	$(KEPT_BYTECODE) $(BIN)/pytest -m "serial and not torch and not modelopt and not faults and not big"
+	$(KEPT_BYTECODE) $(BIN)/pytest -m "serial and not torch and not modelopt and not faults and not big and not e2e"
 
 # TensorRT's Python bindings, without its libraries: what tests/stages/test_contract.py holds our calls against. 5 MB.
 BINDINGS := 10.13.3.9 10.16.1.11 11.0.0.114 11.4.0.106
@@ -73,6 +75,10 @@ conformance-sample: setup
 
 faults: setup
 	$(KEPT_BYTECODE) $(BIN)/pytest -n 2 -m faults tests/faults
+
+# 45 processor seconds.
+e2e-prefect: setup
+	$(KEPT_BYTECODE) $(BIN)/pytest tests/pipelines/test_deployment_end_to_end.py
 
 # Baselines and the wheels that carry models stay out of the lock: nothing of trtforge uses them.
 $(VENV)-conformance/.ready: requirements.lock pyproject.toml
@@ -130,6 +136,9 @@ $(VENV)-modelopt/.ready: requirements.lock pyproject.toml
 
 bench-calibration: $(VENV)-modelopt/.ready
 	$(VENV)-modelopt/bin/python -W ignore -m benchmarks.calibration
+
+bench-recording: setup
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -m benchmarks.recording --work .matrix/recording
 
 test-modelopt: $(VENV)-modelopt/.ready
 	$(VENV)-modelopt/bin/python -m pytest -m modelopt

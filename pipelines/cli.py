@@ -124,6 +124,40 @@ def build(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool,
 @verbs.command()
 @verb
 @_with_config
+@click.option("--models", metavar="NAME,NAME", help="These; else all models of your own config directories.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
+def rebuild(
+    overrides: Sequence[str], config_dirs: Sequence[Path], models: str | None, quiet: bool, as_json: bool
+) -> Exit:
+    """Bring a catalog up to date, model by model; one that fails does not keep the others from it."""
+    from pipelines import rebuild as catalog
+    from pipelines import reporting
+    from pipelines.recording import rebuild_with_prefect
+
+    named = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
+    chosen = catalog.choose(overrides, named, config_dirs)
+    reporter = reporting.choose(quiet)
+    _at_hard_exit.extend([_stop_server, reporter.close])
+    try:
+        found = rebuild_with_prefect(overrides, chosen, config_dirs, reporter, _stop)
+    finally:
+        reporter.close()
+    code = catalog.code(found)
+    if as_json:
+        print(json.dumps({"ok": code is Exit.DONE, "models": [each.document() for each in found]}, indent=1))
+    elif not quiet:
+        catalog.print_catalog(found)
+    for each in found:
+        if each.session is None:
+            _say(f"{each.model}: {each.error}", each.next_step)
+        else:
+            _complain(each.session)
+    return code
+
+
+@verbs.command()
+@verb
+@_with_config
 @click.option("--weights", required=True, type=click.Path(path_type=Path), metavar="FILE", help="safetensors or ONNX.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
 def refit(overrides: Sequence[str], config_dirs: Sequence[Path], weights: Path, quiet: bool, as_json: bool) -> Exit:
@@ -150,10 +184,21 @@ def refit(overrides: Sequence[str], config_dirs: Sequence[Path], weights: Path, 
 @_with_config
 @click.option("-m", "--multirun", is_flag=True, help="Sweep, a line for each run: 'model=glob(*)' flow=fp16,int8.")
 @click.option("--remote", is_flag=True, help="Ask the remote too: what it has of this, and what it lacks.")
-def status(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool, remote: bool, as_json: bool) -> Exit:
+@click.option("--versions", "matrix", is_flag=True, help="Of published plans: which release built each, and when.")
+def status(
+    overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool, remote: bool, matrix: bool, as_json: bool
+) -> Exit:
     """Say what is cached and what is missing, and why; run nothing."""
+    if matrix and (multirun or remote):
+        raise click.UsageError("--versions is about what is published: leave out -m and --remote")
     if multirun and remote:
         raise click.UsageError("--remote asks about one run: leave out -m, or --remote")
+    if matrix:
+        from pipelines import versions
+
+        found = versions.status(overrides, config_dirs)
+        print(json.dumps(found, indent=1)) if as_json else versions.print_status(found)
+        return Exit.DONE
     if multirun:
         return _status_of_many(overrides, config_dirs, as_json)
     from pipelines.document import document, print_table
@@ -487,14 +532,117 @@ def report(
     from pipelines.report import verb as reports
 
     found = reports.write(overrides, config_dirs, out, _stop)
+    if opened:
+        reports.show(found)
     if as_json:
         print(json.dumps(found.document(), indent=1))
     for each in () if as_json else found.written:
         print(each.path)
     for target, reason in found.missing.items():
         _say(f"no report of {target}, which is not built: {reason}", f"trtforge build {' '.join(overrides)}", "warning")
-    if opened:
-        reports.show(found)
+    return Exit.DONE
+
+
+@verbs.command()
+@verb
+@_with_config
+@click.option("--emit", is_flag=True, help="Tell Prefect of each change that it was not told of before.")
+def watch(overrides: Sequence[str], config_dirs: Sequence[Path], emit: bool, as_json: bool) -> Exit:
+    """Compare installed and available versions with those that the published plans were built with; build nothing."""
+    from pipelines import versions
+
+    found = versions.watch(overrides, config_dirs, emit)
+    print(json.dumps(found.document(), indent=1)) if as_json else versions.print_watched(found)
+    return Exit.DONE
+
+
+@verbs.command()
+@verb
+@_with_config
+@click.option("--file", "path", default="prefect.yaml", show_default=True, type=click.Path(path_type=Path))
+@click.option("--cron", help="When rebuild-nightly runs, in a new file: '0 2 * * *'.")
+@click.option("--timezone", help="The time zone of --cron, such as Europe/Berlin; UTC by default.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print what would change, and change nothing.")
+@click.option("--write-only", is_flag=True, help="Write the file, and ask no server.")
+def deploy(
+    overrides: Sequence[str],
+    config_dirs: Sequence[Path],
+    path: Path,
+    cron: str | None,
+    timezone: str | None,
+    dry_run: bool,
+    write_only: bool,
+    as_json: bool,
+) -> Exit:
+    """Write prefect.yaml, and make the Prefect server what it says: pool, queues, deployments, limits."""
+    from pipelines import deploying
+    from pipelines.changes import apply
+    from pipelines.deployments import NIGHTLY, TIMEZONE
+
+    if not write_only:
+        deploying.require_server()
+    schedule = (cron or NIGHTLY, timezone or TIMEZONE) if cron or timezone else None
+    wanted, new = deploying.asked(path, overrides, config_dirs, schedule, write=not dry_run)
+    say = _silent_line if as_json else print
+    if new:
+        say(f"{path}: {'would be written' if dry_run else 'written'}, {len(wanted.deployments)} deployments")
+    found = []
+    if not write_only:
+        with deploying.server() as client:
+            found = deploying.changes(client, wanted)
+            if dry_run:
+                say("\n".join(line for change in found for line in change.lines()))
+            else:
+                apply(found, say)
+        if all(change.state == "left" for change in found):
+            say("nothing to change")
+    if as_json:
+        document = {"file": str(path), "new": new, "applied": not (dry_run or write_only)}
+        print(json.dumps({**document, "changes": [change.document() for change in found]}, indent=1, default=str))
+    return Exit.DONE
+
+
+@verbs.command()
+@verb
+@_with_config
+@click.option("--file", "path", default="prefect.yaml", show_default=True, type=click.Path(path_type=Path))
+@click.option("--limit", default=1, show_default=True, type=click.IntRange(1), help="How many runs at once.")
+def serve(overrides: Sequence[str], config_dirs: Sequence[Path], path: Path, limit: int, as_json: bool) -> Exit:
+    """Serve the deployments from this machine, without a work pool, until Ctrl-C."""
+    from pipelines import deploying
+
+    deploying.require_server()
+    wanted, _ = deploying.asked(path, overrides, config_dirs, write=False)
+    if as_json:
+        print(json.dumps({"serving": [each.name for each in wanted.deployments], "limit": limit}), flush=True)
+    else:
+        print(f"serving {', '.join(each.name for each in wanted.deployments)}: Ctrl-C ends it", flush=True)
+    deploying.serve_here(wanted, limit)
+    return Exit.DONE
+
+
+@verbs.command()
+@verb
+@click.option("--pool", default="trtforge", show_default=True, help="The work pool.")
+@click.option("--cpu-runs", default=1, show_default=True, type=click.IntRange(0), help="Runs of the queue cpu at once.")
+@click.option("--run-once", is_flag=True, help="Take the runs that wait now, and end with them.")
+def worker(pool: str, cpu_runs: int, run_once: bool, as_json: bool) -> Exit:
+    """Take the runs of the queues of this machine's GPUs, one per GPU, and those of the queue cpu."""
+    from pipelines import worker as workers
+    from pipelines.deploying import require_pool
+    from pipelines.targets import gpus_here
+
+    here = gpus_here()
+    made = workers.Workers(workers.places(here, cpu_runs), workers.installed(), pool, run_once)
+    if not made.places:
+        raise click.UsageError("there is no GPU here, and --cpu-runs is 0: nothing is left to serve")
+    require_pool(pool)
+    for line in workers.report(made, here):
+        print(line, file=sys.stderr)
+    if as_json:
+        told = {"pool": pool, "versions": made.versions, "queues": [place.document() for place in made.places]}
+        print(json.dumps(told, indent=1), flush=True)
+    made.run()
     return Exit.DONE
 
 
@@ -548,18 +696,12 @@ def _build(
     overrides: Sequence[str], config_dirs: Sequence[Path], quiet: bool, as_json: bool, title: bool = False
 ) -> tuple[dict[str, Any], Exit]:
     from pipelines import reporting
-    from pipelines.session import open_session
+    from pipelines.updating import run, update
 
     reporter = reporting.choose(quiet)
-    _at_hard_exit.append(reporter.close)
+    _at_hard_exit.extend([_stop_server, reporter.close])
     try:
-        session = open_session(overrides, config_dirs, _silent, _stop, reporter.note)
-        if not session.up_to_date:
-            session.claim()
-            _fetch_first(session, reporter)
-        if not session.up_to_date:
-            _run(session, reporter, overrides, config_dirs)
-        session.settle()
+        session = update(overrides, config_dirs, reporter, _stop, run)
     finally:
         reporter.close()
     from pipelines.document import document
@@ -570,23 +712,11 @@ def _build(
     return document(session), session.exit
 
 
-def _fetch_first(session: Any, reporter: Any) -> None:
-    if session.workshop.sharing is not None:
-        from pipelines.transfer import fetch_first
-
-        fetch_first(session, reporter, _stop)
-
-
-def _run(session: Any, reporter: Any, overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
-    if session.config.runner.value == "local":
-        from pipelines.schedule import run_local
-
-        run_local(session, reporter)
-    else:
-        from pipelines.flows import run_with_prefect, stop_server
-
-        _at_hard_exit.append(stop_server)
-        run_with_prefect(session, reporter, overrides, config_dirs)
+def _stop_server() -> None:
+    """Ends the temporary Prefect server, where one was started."""
+    server = sys.modules.get("pipelines.prefect_server")  # else nothing had to run
+    if server is not None:
+        server.stop()
 
 
 def _show(session: Any, title: str) -> None:
@@ -655,6 +785,9 @@ def _say(what: str, next_step: str, kind: str = "error") -> None:
 
 
 def _silent(phase: str, fraction: float | None) -> None: ...
+
+
+def _silent_line(line: str) -> None: ...
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -7,8 +7,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +61,9 @@ class Forge:
     @property
     def variables(self) -> dict[str, str]:
         """The environment that it runs with."""
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "TRTFORGE_"))}
+        # Importing our modules sets the last of these in this process; whoever starts trtforge has it not.
+        ours = ("PREFECT_", "TRTFORGE_", "DO_NOT_TRACK")
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {**plain, "PREFECT_HOME": str(self.home / "prefect"), **self.environment}
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -128,6 +133,40 @@ def built(tmp_path: Path, default_store: Path) -> Forge:
     """A command line whose store holds the default build already."""
     shutil.copytree(default_store, tmp_path / ".trtforge", symlinks=True)
     return Forge(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API's address of a real Prefect server, which takes 3 % of a core while nobody asks it.
+
+    One for each test process: who uses it is of `xdist_group("prefect")`.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home = tmp_path_factory.mktemp("prefect")
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("prefect")), "server", "start", "--port", str(port), "--no-ui"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    api = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{api}/health", timeout=1)
+            break
+        except OSError:
+            assert time.monotonic() < deadline and process.poll() is None, "the server does not start"
+            time.sleep(0.2)
+    yield api
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("arguments", [["build"], ["build", "runner=local"], ["status", "--json"], ["ls"]])
+@pytest.mark.parametrize(
+    "arguments", [["build"], ["build", "runner=local"], ["status", "--json"], ["status", "--versions"], ["ls"]]
+)
 def test_nothing_heavy_is_imported(built, arguments):
     ran = subprocess.run(
         [sys.executable, "-c", REFUSING, *arguments], cwd=built.home, capture_output=True, text=True, check=False
