@@ -124,7 +124,8 @@ def quantize(job: Job[QuantizeConfig]) -> Metrics:
         ranges,
         placement.activations,
         onnx_graph.names(model.graph),
-        "calibrate the same file that is quantized, with the same attention: steps.calibrate.config.attention",
+        "calibrate the same file that is quantized (not refit.ranges=keep), with the same attention: "
+        "steps.calibrate.config.attention",
     )
     job.progress("inserting Q/DQ", 0.5)
     adds = sum(model.graph.node[read.node].op_type == "Add" for read in placement.reads)

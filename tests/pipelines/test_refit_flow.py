@@ -102,3 +102,18 @@ def test_without_ranges_to_keep_they_are_calibrated_and_the_user_is_told(forge):
     ran = forge("build", *RUN, "model.name=another")
     assert ran.code == 0, ran.err
     assert "refit.ranges=keep: flow int8 has kept none of another yet: they are calibrated" in ran.err
+
+
+def test_kept_ranges_of_tensors_that_are_called_otherwise_now_are_refused_by_name(forge, tmp_path):
+    model = onnx.load(DIGITS / "digits.onnx")
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    (reader,) = (other for other in model.graph.node if node.output[0] in other.input and other.op_type == "Conv")
+    for other in model.graph.node:
+        other.input[:] = ["renamed" if name == node.output[0] else name for name in other.input]
+    node.output[0] = "renamed"
+    assert "renamed" in reader.input
+    onnx.save(model, tmp_path / "renamed.onnx")
+    ran = forge("build", *RUN, f"model.path={tmp_path / 'renamed.onnx'}")
+    assert ran.code == 1
+    assert "the ranges are of another model: no range for renamed; no tensor for the range of relu" in ran.err
+    assert "not refit.ranges=keep" in ran.err
