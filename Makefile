@@ -8,11 +8,12 @@ TORCH ?= torch==2.13.0+cpu
 DEMO_STORE ?= .trtforge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-serial bindings test-torch faults big e2e-prefect conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead bench-recording reproducibility matrix test-modelopt test-browser test-gpu bench-store demo docs clean
+.PHONY: help setup lint test test-prefect test-serial bindings test-torch faults big e2e-prefect conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead bench-recording reproducibility matrix test-modelopt test-browser test-gpu bench-store demo docs clean
 
 help:
 	@echo "make demo        a trained model to validated plans for three GPUs, on this machine"
 	@echo "make test        the tests; make test-torch those that need torch"
+	@echo "make test-prefect  those that need a Prefect server, which they start: 3 minutes"
 	@echo "make test-serial those that measure time, one after the other: 2 minutes"
 	@echo "make bindings    TensorRT's Python bindings of four versions, which tests hold our calls against: 5 MB"
 	@echo "make faults      a build is killed, and meets a broken disk, at every file operation in turn: some minutes"
@@ -54,11 +55,16 @@ lint: setup
 # which takes 0.15 s.
 KEPT_BYTECODE := env -u PYTHONDONTWRITEBYTECODE
 
+# What takes long, or needs more than the lock has, has a target of its own, and CI runs that.
 test: setup bindings
-	$(KEPT_BYTECODE) $(BIN)/pytest -n 2 --dist loadgroup -m "not torch and not modelopt and not serial and not faults and not big and not e2e and not browser"
+	$(KEPT_BYTECODE) $(BIN)/pytest -n 2 --dist loadgroup \
+		-m "not (torch or modelopt or serial or faults or big or e2e or browser or prefect)"
+
+test-prefect: setup
+	$(KEPT_BYTECODE) $(BIN)/pytest -m "prefect and not (serial or torch or e2e)"
 
 test-serial: setup
-	$(KEPT_BYTECODE) $(BIN)/pytest -m "serial and not torch and not modelopt and not faults and not big and not e2e"
+	$(KEPT_BYTECODE) $(BIN)/pytest -m "serial and not (torch or modelopt or faults or big or e2e)"
 
 # TensorRT's Python bindings, without its libraries: what tests/stages/test_contract.py holds our calls against. 5 MB.
 BINDINGS := 10.13.3.9 10.16.1.11 11.0.0.114 11.4.0.106
