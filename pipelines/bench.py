@@ -18,7 +18,7 @@ from conf.schema import Config, Step
 from pipelines import schedule
 from pipelines.document import console
 from pipelines.execute import Outcome
-from pipelines.graph import Node
+from pipelines.graph import Node, makes_plan
 from pipelines.reported import Reported
 from pipelines.reporting import Reporter
 from pipelines.session import Session, open_session
@@ -108,7 +108,7 @@ def with_step(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[str
 
 def _wired(config: Config, steps: Mapping[str, Step]) -> tuple[str, str]:
     """The ONNX file and the plan to time, as inputs name them."""
-    makers = {name: step for name, step in steps.items() if _makes_plan(step)}
+    makers = {name: step for name, step in steps.items() if makes_plan(STAGES[step.stage])}
     taken = {text.partition(".")[0] for step in makers.values() for text in step.inputs.values()}
     last = [name for name in makers if name not in taken]
     if not last:
@@ -116,10 +116,6 @@ def _wired(config: Config, steps: Mapping[str, Step]) -> tuple[str, str]:
     judged = [step.inputs["onnx"] for step in steps.values() if step.stage == "validate" and "onnx" in step.inputs]
     built = [step.inputs["onnx"] for step in makers.values() if "onnx" in step.inputs]
     return [*judged, *built][0], f"{last[0]}.plan"
-
-
-def _makes_plan(step: Step) -> bool:
-    return step.stage != "publish" and "plan" in STAGES[step.stage].outputs
 
 
 def _require_plans(session: Session, nodes: Sequence[Node], overrides: Sequence[str]) -> None:

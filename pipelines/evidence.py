@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from artifacts import publications
-from artifacts.digest import is_digest
-from artifacts.record import Blob, Record
+from artifacts.record import Record
 from artifacts.store import Store
 from conf.errors import ConfigError
 from conf.schema import Holdout
@@ -24,9 +23,6 @@ PUBLISHED = "published"
 """What `against` says for the plan that stands published in the place of the one that is validated."""
 
 METRIC = "model.holdout.metric"
-
-_SHORTEST = 8
-"""Hex digits that a person must at least type of a key."""
 
 _NEXT_STEP = "name a plan or key out of `trtforge ls`, an ONNX file, or `published`"
 
@@ -146,38 +142,25 @@ def _plan_of(node: Node, session: Session) -> str | None:
 
 def _plan_files(store: Store, record: Record) -> dict[str, Sequence[Path]]:
     """The plan of a record, and what it was built from, as far as the store has it."""
+    from pipelines import lookup  # reads the index, which a run that compares with no plan need not open
+
     blob = record.outputs["plan"]
     if not store.path(blob).is_file():
         raise ConfigError(f"the plan {blob.digest} to compare against is gone from the store", _NEXT_STEP)
     found: dict[str, Sequence[Path]] = {"against_plan": [store.path(blob)]}
-    made = _maker(store, blob)
-    inputs: Mapping[str, Any] = made.fields["inputs"] if made else {}
+    made = lookup.maker(blob.digest, store, lookup.PLAN_MAKERS)
     # A refitted plan was made of a structure and of weights.
     for name, given in (("against_onnx", ("onnx", "structure")), ("against_weights", ("weights",))):
-        digests = next((inputs[each] for each in given if inputs.get(each)), None)
-        paths = [store.path(Blob(each, 0)) for each in ([digests] if isinstance(digests, str) else digests or [])]
-        if paths and all(path.is_file() for path in paths):
+        took = next((each for each in given if made and made.fields["inputs"].get(each)), None)
+        if made and took and (paths := lookup.inputs(made, took, store)):
             found[name] = paths
     return found
 
 
-def _maker(store: Store, plan: Blob) -> Record | None:
-    """The record of the step that made a plan, not of one that merely published it."""
-    from artifacts.index import Index
-
-    for key, summary in Index(store).summaries()[0].items():
-        if summary.stage == "publish" or plan not in summary.blobs:
-            continue
-        record = store.record(key)
-        if record is not None and record.outputs.get("plan") == plan:
-            return record
-    return None
-
-
 def _key(store: Store, text: str) -> str | None:
-    if not (_SHORTEST <= len(text) <= 64 and is_digest(text.ljust(64, "0"))):
-        return None
-    found = [path.stem for path in (store.root / "records").glob(f"{text}*.json")]
+    from pipelines import lookup
+
+    found = lookup.keys(text, store) if lookup.is_beginning(text) else []
     if len(found) > 1:
         raise ConfigError(f"{text}: {len(found)} keys begin so", "give more digits")
     return found[0] if found else None

@@ -101,6 +101,11 @@ def takes(config: Config, name: str) -> bool:
     )
 
 
+def makes_plan(stage: Stage[Any]) -> bool:
+    """Whether a plan comes out of `stage` that did not go in."""
+    return stage.name != "publish" and "plan" in stage.outputs
+
+
 def own_passes(config: Config) -> list[str]:
     """The user's own passes of all steps, each `package.module.callable`."""
     configs = (step.config for step in config.steps.values() if "passes" in STAGES[step.stage].optional)

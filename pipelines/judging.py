@@ -9,7 +9,7 @@ from artifacts.store import Store
 from conf.errors import ConfigError
 from conf.schema import Config
 from pipelines.execute import Outcome
-from pipelines.graph import Node
+from pipelines.graph import Node, makes_plan
 from stages import gates
 from stages.gates import MEASURED_BY, Baseline, Gates
 
@@ -86,15 +86,11 @@ def _size_to_judge(node: Node, record: Record, nodes: Sequence[Node], outcomes: 
     if node.stage.name == "validate" and (plan := node.upstream.get("plan")):
         before = outcomes[plan[0]].record
         return before.outputs[plan[1]].bytes if before else None
-    if not _makes_plan(node):
+    if not makes_plan(node.stage):
         return None
     takers = [other for other in nodes if other.upstream.get("plan", ("", ""))[0] == node.id]
-    elsewhere = any(taker.stage.name == "validate" or _makes_plan(taker) for taker in takers)
+    elsewhere = any(taker.stage.name == "validate" or makes_plan(taker.stage) for taker in takers)
     return None if elsewhere else record.outputs["plan"].bytes
-
-
-def _makes_plan(node: Node) -> bool:
-    return node.stage.name != "publish" and "plan" in node.stage.outputs
 
 
 def baseline(store: Store, name: str) -> Baseline | None:
@@ -102,16 +98,9 @@ def baseline(store: Store, name: str) -> Baseline | None:
     key = store.ref(f"published/{name}")
     if key is None:
         return None
-    from artifacts.index import Index  # SQLite takes 10 ms, which few runs need to spend
+    from pipelines import lookup  # reads the index: SQLite takes 10 ms, which few runs need to spend
 
     plan = record.outputs.get("plan") if (record := store.record(key)) else None
-    timed = [
-        found
-        for summary in Index(store).summaries()[0].values()
-        if summary.stage == "bench" and plan and plan.digest in summary.inputs
-        if (found := store.record(summary.key)) and found.metrics.get("engine_executed") is True
-    ]
-    if not timed:
-        return Baseline()
-    latest = max(timed, key=lambda each: str(each.provenance.get("finished", "")))
-    return Baseline(latest.metrics.get("latency_ms"), latest.metrics.get("gpu"))
+    timed = lookup.takers(plan.digest, "bench", store) if plan else []
+    latest = next((each for each in timed if each.metrics.get("engine_executed") is True), None)
+    return Baseline(latest.metrics.get("latency_ms"), latest.metrics.get("gpu")) if latest else Baseline()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts import digest
-from artifacts.index import Index
+from artifacts.index import Index, Summary
 from artifacts.record import Blob, Record
 from artifacts.store import Store
 from conf.errors import ConfigError
@@ -49,12 +50,22 @@ def record(beginning: str, store: Store) -> Record:
     Raises:
         ConfigError: There is none, or several.
     """
-    found = sorted(path.stem for path in (store.root / "records").glob(f"{beginning}*.json"))
+    found = keys(beginning, store)
     read = store.record(found[0]) if len(found) == 1 else None
     if read is None:
         what = f"{len(found)} records begin so" if len(found) > 1 else "no readable record of the store has this key"
         raise ConfigError(f"{beginning}: {what}: {store.root}", "give a whole key out of `trtforge status --json`")
     return read
+
+
+def keys(beginning: str, store: Store) -> list[str]:
+    """The keys of records that begin so."""
+    return sorted(path.stem for path in (store.root / "records").glob(f"{beginning}*.json"))
+
+
+def is_beginning(text: str) -> bool:
+    """Whether `text` is long enough a beginning of a key or digest to name one."""
+    return SHORTEST <= len(text) <= 64 and digest.is_digest(text.ljust(64, "0"))
 
 
 def by_digest(what: str, store: Store) -> str | Path | None:
@@ -63,13 +74,12 @@ def by_digest(what: str, store: Store) -> str | Path | None:
     Raises:
         ConfigError: Several do.
     """
-    if not (SHORTEST <= len(what) <= 64 and digest.is_digest(what.ljust(64, "0"))):
+    if not is_beginning(what):
         return None
-    keys = [path.stem for path in (store.root / "records").glob(f"{what}*.json")]
-    objects = store.objects(what)
-    if len(keys) + len(objects) > 1:
-        raise ConfigError(f"{what}: {len(keys) + len(objects)} keys and digests begin so", "give more digits")
-    return keys[0] if keys else store.path(Blob(objects[0], 0)) if objects else None
+    records, objects = keys(what, store), store.objects(what)
+    if len(records) + len(objects) > 1:
+        raise ConfigError(f"{what}: {len(records) + len(objects)} keys and digests begin so", "give more digits")
+    return records[0] if records else store.path(Blob(objects[0], 0)) if objects else None
 
 
 def is_plan(path: Path) -> bool:
@@ -85,8 +95,7 @@ def maker(content: str, store: Store, stages: tuple[str, ...] = ()) -> Record | 
         for summary in Index(store).summaries()[0].values()
         if any(blob.digest == content for blob in summary.outputs) and (not stages or summary.stage in stages)
     ]
-    found.sort(key=lambda each: (each.about.finished or "", each.key), reverse=True)
-    return next((read for each in found if (read := store.record(each.key))), None)
+    return next(_latest_first(found, store), None)
 
 
 def takers(content: str, stage: str, store: Store) -> list[Record]:
@@ -96,8 +105,13 @@ def takers(content: str, stage: str, store: Store) -> list[Record]:
         for summary in Index(store).summaries()[0].values()
         if summary.stage == stage and content in summary.inputs
     ]
+    return list(_latest_first(found, store))
+
+
+def _latest_first(found: list[Summary], store: Store) -> Iterator[Record]:
+    """The records that can be read."""
     found.sort(key=lambda each: (each.about.finished or "", each.key), reverse=True)
-    return [read for each in found if (read := store.record(each.key))]
+    return (read for each in found if (read := store.record(each.key)))
 
 
 def inputs(of: Record, name: str, store: Store) -> list[Path]:

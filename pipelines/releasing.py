@@ -16,16 +16,13 @@ from artifacts.record import Record
 from artifacts.store import Hit, Store
 from conf.compose import compose
 from conf.errors import ConfigError, suggest
-from pipelines import sharing, triton
+from pipelines import lookup, sharing, triton
 from pipelines.execute import Outcome
 from pipelines.graph import Node
 from pipelines.reporting import Reporter
 from pipelines.session import Session, open_session, published_files
 from pipelines.sharing import Sharing
 from stages.stage import StageError
-
-_SHORTEST = 8
-"""Hex digits that a person must at least type of a key."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +315,7 @@ def _goal(store: Store, name: str, to: str | None) -> str | None:
         cut_off = known.current not in (None, published) and known.moves[-1].how == "rollback"
         return known.current if cut_off else next(iter(known.before), None)
     keys = dict.fromkeys(move.key for move in reversed(known.moves) if move.key != published)
-    fitting = [key for key in keys if len(to) >= _SHORTEST and key.startswith(to)]
+    fitting = [key for key in keys if len(to) >= lookup.SHORTEST and key.startswith(to)]
     if len(fitting) != 1:
         told = ", ".join(key[:16] for key in keys) or "none"
         raise ConfigError(f"--to {to}: {name} never meant one key that begins so", f"it meant before: {told}")

@@ -204,8 +204,7 @@ class Session:
         made = [
             outcome
             for outcome in self.outcomes.values()
-            if outcome.node.target == target and "plan" in outcome.node.stage.outputs
-            if outcome.done and outcome.node.stage.name != "publish"
+            if outcome.node.target == target and outcome.done and graph.makes_plan(outcome.node.stage)
         ]
         return made[-1] if made else None
 

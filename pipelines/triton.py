@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from artifacts import digest
-from artifacts.index import Index
 from artifacts.record import Blob, Record
 from artifacts.store import Store
 from conf.errors import ConfigError
+from pipelines import lookup
 from stages import STAGES, profiles
 from stages.gpus import architecture, capabilities
 from stages.stage import Job, StageError
@@ -191,17 +191,12 @@ def _face(store: Store, record: Record) -> Face:
 
 def _makers(store: Store, plan: str) -> list[Record]:
     """The record that made the plan, that of the plan which it was made from, and so on."""
-    index, found = Index(store).summaries()[0].values(), list[Record]()
+    found = list[Record]()
     wanted: str | None = plan
     while wanted is not None:
-        keys = [
-            each.key
-            for each in index
-            if each.stage != "publish" and any(blob.digest == wanted for blob in each.outputs)
-        ]
-        records = [record for key in keys if (record := store.record(key))]
-        found += records[:1]
-        before = records[0].fields["inputs"].get("plan") if records else None
+        made = lookup.maker(wanted, store, lookup.PLAN_MAKERS)
+        found += [made] if made else []
+        before = made.fields["inputs"].get("plan") if made else None
         wanted = before if isinstance(before, str) and before != wanted else None
     return found
 
