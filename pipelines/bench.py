@@ -79,13 +79,9 @@ def bench(
     if again:
         session.workshop = replace(session.workshop, again={node.id for node in nodes})
     _require_plans(session, nodes, overrides)
-    session.claim()
-    try:
+    with session.holding():
         for node in nodes:  # one after the other: side by side they would time each other
             schedule.work(session, node, reporter)
-    finally:
-        session.store.memo.save()
-        session.store.release()
     return Benchmarks(session, nodes)
 
 

@@ -23,7 +23,7 @@ from artifacts.errors import StoreError
 from conf.errors import ConfigError
 from pipelines.configs import Configs
 from pipelines.document import document
-from pipelines.errors import CannotBuildError, EngineError, Exit, RunError
+from pipelines.errors import EngineError, Exit, RunError, exit_of
 from pipelines.foresight import foresee
 from pipelines.session import Session, open_session
 from stages.stage import StageError
@@ -176,9 +176,7 @@ def _standing(session: Session, title: str, as_json: bool) -> Standing:
 
 def _refused(error: ConfigError | RunError | StoreError | StageError, title: str) -> Standing:
     told = {"ok": False, "error": error.what, "next": error.next_step or None}
-    code = Exit.WRONG_CALL if isinstance(error, ConfigError) else Exit.STEP_FAILED
-    code = Exit.NOBODY_CAN_BUILD if isinstance(error, CannotBuildError) else code
-    return Standing(title, error=error.what, next_step=error.next_step, exit=code, document=json.dumps(told))
+    return Standing(title, error=error.what, next_step=error.next_step, exit=exit_of(error), document=json.dumps(told))
 
 
 def _titles(combinations: Sequence[Sequence[str]]) -> list[str]:

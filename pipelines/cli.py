@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ import click
 
 from artifacts.errors import StoreError
 from conf.errors import ConfigError
-from pipelines.errors import CannotBuildError, EngineError, Exit, InterruptedBuildError
+from pipelines.errors import CannotBuildError, EngineError, Exit, InterruptedBuildError, exit_of
 from stages.stage import StageError
 
 INTERRUPT_SECONDS = 1.0
@@ -83,7 +83,7 @@ def verb(function: F) -> F:
         except (KeyboardInterrupt, InterruptedBuildError):
             code = _fail(Exit.INTERRUPTED, *_INTERRUPTED, as_json)
         except WORDED as error:
-            code = _fail(_code(error), error.what, error.next_step, as_json, debug)
+            code = _fail(exit_of(error), error.what, error.next_step, as_json, debug)
         sys.stdout.flush()
         _end(code)
 
@@ -106,10 +106,7 @@ def _with_config(function: F) -> F:
 def build(overrides: Sequence[str], config_dirs: Sequence[Path], multirun: bool, quiet: bool, as_json: bool) -> Exit:
     """Bring the flow's outputs up to date."""
     if not multirun:
-        found, code = _build(overrides, config_dirs, quiet, as_json)
-        if as_json:
-            print(json.dumps(found, indent=1))
-        return code
+        return _build_one(overrides, config_dirs, quiet, as_json)
     from conf.compose import compose, sweep
 
     combinations = sweep(overrides, config_dirs)
@@ -131,17 +128,13 @@ def rebuild(
 ) -> Exit:
     """Bring a catalog up to date, model by model; one that fails does not keep the others from it."""
     from pipelines import rebuild as catalog
-    from pipelines import reporting
     from pipelines.recording import rebuild_with_prefect
 
     named = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
     chosen = catalog.choose(overrides, named, config_dirs)
-    reporter = reporting.choose(quiet)
-    _at_hard_exit.extend([_stop_server, reporter.close])
-    try:
+    with _reporting(quiet) as reporter:
+        _at_hard_exit.extend([_stop_server, reporter.close])
         found = rebuild_with_prefect(overrides, chosen, config_dirs, reporter, _stop)
-    finally:
-        reporter.close()
     code = catalog.code(found)
     if as_json:
         print(json.dumps({"ok": code is Exit.DONE, "models": [each.document() for each in found]}, indent=1))
@@ -173,10 +166,7 @@ def refit(overrides: Sequence[str], config_dirs: Sequence[Path], weights: Path, 
             new_weights.print_mismatch(error)
         _say(error.what, error.next_step)
         return Exit.WRONG_CALL
-    found, code = _build(swapped, config_dirs, quiet, as_json)
-    if as_json:
-        print(json.dumps(found, indent=1))
-    return code
+    return _build_one(swapped, config_dirs, quiet, as_json)
 
 
 @verbs.command()
@@ -333,13 +323,10 @@ def diff(a: str, b: str, overrides: Sequence[str], config_dirs: Sequence[Path], 
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
 def verify(overrides: Sequence[str], config_dirs: Sequence[Path], repair: bool, quiet: bool, as_json: bool) -> Exit:
     """Read every file of the store and say what is damaged, and what is lost by it."""
-    from pipelines import health, reporting
+    from pipelines import health
 
-    reporter = reporting.choose(quiet)
-    try:
+    with _reporting(quiet) as reporter:
         found = health.verify(_store(overrides, config_dirs), repair, reporter)
-    finally:
-        reporter.close()
     print(json.dumps(found, indent=1)) if as_json else health.print_health(found, repair)
     return Exit.DONE if found["ok"] else Exit.STEP_FAILED
 
@@ -363,15 +350,12 @@ def gc(
     as_json: bool,
 ) -> Exit:
     """Pack what no ref reaches, and delete it when it is old; store.budget=50GiB also limits what is kept."""
-    from pipelines import health, reporting
+    from pipelines import health
 
     config = _config(overrides, config_dirs).store
     limits = health.limits(older_than, pack_after, config.budget)
-    reporter = reporting.choose(quiet)
-    try:
+    with _reporting(quiet) as reporter:
         found = health.collect(_store_of(config), limits, forget, dry_run, reporter, _stop)
-    finally:
-        reporter.close()
     print(json.dumps(found, indent=1)) if as_json else health.print_collection(found)
     return Exit.DONE
 
@@ -382,14 +366,11 @@ def gc(
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
 def push(overrides: Sequence[str], config_dirs: Sequence[Path], quiet: bool, as_json: bool) -> Exit:
     """Send what the remote lacks: every record of the store, with its objects, and the names of the plans."""
-    from pipelines import reporting, transfer
+    from pipelines import transfer
 
     config = _config(overrides, config_dirs).store
-    reporter = reporting.choose(quiet)
-    try:
+    with _reporting(quiet) as reporter:
         found = transfer.push(config, _store_of(config), reporter, _stop)
-    finally:
-        reporter.close()
     print(json.dumps(found, indent=1)) if as_json else transfer.print_transfer(found, "push")
     return Exit.DONE if found["ok"] else Exit.STEP_FAILED
 
@@ -401,19 +382,16 @@ def push(overrides: Sequence[str], config_dirs: Sequence[Path], quiet: bool, as_
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it runs.")
 def pull(overrides: Sequence[str], config_dirs: Sequence[Path], everything: bool, quiet: bool, as_json: bool) -> Exit:
     """Fetch what the flow needs and the remote has, and build nothing."""
-    from pipelines import reporting, transfer
+    from pipelines import transfer
     from pipelines.session import open_session
 
-    reporter = reporting.choose(quiet)
-    try:
+    with _reporting(quiet) as reporter:
         if everything:
             config = _config(overrides, config_dirs).store
             found = transfer.pull_all(config, _store_of(config), reporter, _stop)
         else:
             session = open_session(overrides, config_dirs, _silent, _stop, reporter.note)
             found = transfer.pull(session, reporter, _stop)
-    finally:
-        reporter.close()
     print(json.dumps(found, indent=1)) if as_json else transfer.print_transfer(found, "pull")
     return Exit.DONE if found["ok"] else Exit.STEP_FAILED
 
@@ -437,13 +415,10 @@ def publish(
     """Publish what the flow has built, for all targets or none; build nothing."""
     if force != bool((reason or "").strip()):
         raise click.UsageError("--force needs --reason TEXT, and --reason goes with --force")
-    from pipelines import releasing, reporting
+    from pipelines import releasing
 
-    reporter = reporting.choose(quiet)
-    try:
+    with _reporting(quiet) as reporter:
         found = releasing.publish(overrides, config_dirs, reason, repository, reporter, _stop)
-    finally:
-        reporter.close()
     return _print_released(found, as_json)
 
 
@@ -465,13 +440,10 @@ def rollback(
     as_json: bool,
 ) -> Exit:
     """Publish what was published before WHAT: a model, a name of `ls`, or the plans of these overrides."""
-    from pipelines import releasing, reporting
+    from pipelines import releasing
 
-    reporter = reporting.choose(quiet)
-    try:
+    with _reporting(quiet) as reporter:
         found = releasing.rollback(what, config_dirs, to, reason, repository, reporter, _stop)
-    finally:
-        reporter.close()
     return _print_released(found, as_json)
 
 
@@ -484,14 +456,11 @@ def validate(
     overrides: Sequence[str], config_dirs: Sequence[Path], against: str | None, quiet: bool, as_json: bool
 ) -> Exit:
     """Compare what the flow has built with the model as given, or with WHAT; build nothing."""
-    from pipelines import reporting, validation
+    from pipelines import validation
 
-    reporter = reporting.choose(quiet)
-    _at_hard_exit.append(reporter.close)
-    try:
+    with _reporting(quiet) as reporter:
+        _at_hard_exit.append(reporter.close)
         found = validation.validate(overrides, config_dirs, against, reporter, _stop)
-    finally:
-        reporter.close()
     print(json.dumps(found.document(), indent=1)) if as_json else validation.print_validations(found)
     _complain(found.session)
     return found.exit
@@ -505,14 +474,10 @@ def validate(
 def bench(overrides: Sequence[str], config_dirs: Sequence[Path], again: bool, quiet: bool, as_json: bool) -> Exit:
     """Time the plans that the flow has built; build nothing. Without their GPU it times ONNX Runtime, and says so."""
     from pipelines import bench as benchmarks
-    from pipelines import reporting
 
-    reporter = reporting.choose(quiet)
-    _at_hard_exit.append(reporter.close)
-    try:
+    with _reporting(quiet) as reporter:
+        _at_hard_exit.append(reporter.close)
         found = benchmarks.bench(overrides, config_dirs, again, reporter, _stop)
-    finally:
-        reporter.close()
     print(json.dumps(found.document(), indent=1)) if as_json else benchmarks.print_benchmarks(found)
     _complain(found.session)
     return Exit.DONE if found.ok else Exit.STEP_FAILED
@@ -679,13 +644,20 @@ def _inspect_operators(what: str, overrides: Sequence[str], config_dirs: Sequenc
     return Exit.STEP_FAILED if found["refused"] else Exit.DONE
 
 
+def _build_one(overrides: Sequence[str], config_dirs: Sequence[Path], quiet: bool, as_json: bool) -> Exit:
+    found, code = _build(overrides, config_dirs, quiet, as_json)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    return code
+
+
 def _build_one_of_many(
     overrides: Sequence[str], config_dirs: Sequence[Path], quiet: bool, as_json: bool
 ) -> tuple[dict[str, Any], Exit]:
     try:
         return _build(overrides, config_dirs, quiet, as_json, title=True)
     except WORDED as error:  # the others of the sweep go on
-        what, next_step, code = error.what, error.next_step, _code(error)
+        what, next_step, code = error.what, error.next_step, exit_of(error)
     except OSError as error:  # such as a name that is too long
         what, next_step, code = str(error), "check the paths of its config", Exit.WRONG_CALL
     _say(what, next_step)
@@ -695,21 +667,29 @@ def _build_one_of_many(
 def _build(
     overrides: Sequence[str], config_dirs: Sequence[Path], quiet: bool, as_json: bool, title: bool = False
 ) -> tuple[dict[str, Any], Exit]:
-    from pipelines import reporting
     from pipelines.updating import run, update
 
-    reporter = reporting.choose(quiet)
-    _at_hard_exit.extend([_stop_server, reporter.close])
-    try:
+    with _reporting(quiet) as reporter:
+        _at_hard_exit.extend([_stop_server, reporter.close])
         session = update(overrides, config_dirs, reporter, _stop, run)
-    finally:
-        reporter.close()
     from pipelines.document import document
 
     if not as_json and not quiet:
         _show(session, " ".join(overrides) if title else "")
     _complain(session)
     return document(session), session.exit
+
+
+@contextmanager
+def _reporting(quiet: bool) -> Iterator[Any]:
+    """What tells the user how it goes, until the block ends."""
+    from pipelines import reporting
+
+    reporter = reporting.choose(quiet)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
 
 
 def _stop_server() -> None:
@@ -762,16 +742,6 @@ def _fail(code: Exit, what: str, next_step: str, as_json: bool, debug: bool = Fa
         print(json.dumps(_error_document(what, next_step), indent=1))
     _say(what, next_step)
     return code
-
-
-def _code(error: Exception) -> Exit:
-    match error:
-        case ConfigError():
-            return Exit.WRONG_CALL
-        case CannotBuildError():
-            return Exit.NOBODY_CAN_BUILD
-        case _:
-            return Exit.STEP_FAILED
 
 
 def _error_document(what: str, next_step: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from conf.errors import ConfigError
+
 
 class Exit(IntEnum):
     """The command line's exit codes."""
@@ -36,6 +38,13 @@ class CannotBuildError(RunError):
 
 class EngineError(RunError):
     """Prefect could not run the flow."""
+
+
+def exit_of(error: Exception) -> Exit:
+    """The exit code of an error that has words for the user."""
+    if isinstance(error, ConfigError):
+        return Exit.WRONG_CALL
+    return Exit.NOBODY_CAN_BUILD if isinstance(error, CannotBuildError) else Exit.STEP_FAILED
 
 
 class InterruptedBuildError(Exception):

@@ -14,7 +14,7 @@ from artifacts.errors import StoreError
 from conf.errors import ConfigError, suggest
 from pipelines.configs import Configs
 from pipelines.document import document
-from pipelines.errors import CannotBuildError, Exit
+from pipelines.errors import CannotBuildError, Exit, exit_of
 from pipelines.reporting import Reporter
 from pipelines.session import Session
 from pipelines.updating import Run, update
@@ -144,19 +144,15 @@ def rebuild(
 def _one(model: str, bring_up_to_date: Callable[[str], Session]) -> Rebuilt:
     started = time.monotonic()
 
-    def wrong(what: str, next_step: str, code: Exit) -> Rebuilt:
-        return Rebuilt(model, time.monotonic() - started, None, what, next_step, code)
+    def wrong(error: ConfigError | CannotBuildError | StoreError | StageError) -> Rebuilt:
+        return Rebuilt(model, time.monotonic() - started, None, error.what, error.next_step, exit_of(error))
 
     try:
         session = bring_up_to_date(model)
-    except ConfigError as error:
-        return wrong(error.what, error.next_step, Exit.WRONG_CALL)
-    except CannotBuildError as error:
-        return wrong(error.what, error.next_step, Exit.NOBODY_CAN_BUILD)
-    except (StoreError, StageError) as error:
-        return wrong(error.what, error.next_step, Exit.STEP_FAILED)
+    except (ConfigError, CannotBuildError, StoreError, StageError) as error:
+        return wrong(error)
     except OSError as error:  # such as a name that is too long
-        return wrong(str(error), "check the paths of its config", Exit.WRONG_CALL)
+        return wrong(ConfigError(str(error), "check the paths of its config"))
     return Rebuilt(model, time.monotonic() - started, session, exit=session.exit)
 
 

@@ -121,8 +121,7 @@ def publish(
         StoreError: An object is damaged, or the store cannot be written.
     """
     session = open_session(overrides, config_dirs, lambda phase, fraction: None, stop, reporter.note)
-    session.claim()
-    try:
+    with session.holding():
         nodes = [node for node in session.nodes if session.is_published(node)]
         if not nodes:
             raise ConfigError(
@@ -145,9 +144,6 @@ def publish(
         ]
         _tell(session.workshop.sharing, releases)
         return Released(releases, triton=written)
-    finally:
-        session.store.memo.save()
-        session.store.release()
 
 
 def rollback(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -105,6 +106,20 @@ class Session:
         """
         self.store.claim(outcome.key for outcome in self.outcomes.values() if outcome.key)
         self.look()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keeps gc from what the run relies on while the block runs, for what runs some of its steps alone.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        self.claim()
+        try:
+            yield
+        finally:
+            self.store.memo.save()
+            self.store.release()
 
     @property
     def up_to_date(self) -> bool:

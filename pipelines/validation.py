@@ -76,14 +76,10 @@ def validate(
         raise ConfigError(
             f"flow {session.config.flow} has no step of stage {VALIDATE}", "choose one that has: flow=fp16"
         )
-    session.claim()
-    _require_built(session, nodes, overrides)
-    try:
+    with session.holding():
+        _require_built(session, nodes, overrides)
         for node in nodes:
             schedule.work(session, node, reporter)
-    finally:
-        session.store.memo.save()
-        session.store.release()
     return Validations(session, nodes)
 
 
