@@ -26,6 +26,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from conf import auto_skip, refit
 from conf.errors import SEE, ConfigError, suggest
 from conf.groups import GROUPS, PACKAGE, check_own_directory, package_directory
+from conf.quoting import quoted
 from conf.schema import Config, Profile, Refit, Step, TensorSpec
 from conf.trace import Trace, tracing
 from conf.watch import watch
@@ -198,8 +199,8 @@ def _own_directories(overrides: Sequence[Override], config_dirs: Sequence[Path])
 
 
 def _search_path(config_dirs: Sequence[Path]) -> list[str]:
-    escaped = (str(path.absolute()).replace("'", r"\'") for path in config_dirs)
-    return ["hydra.searchpath=[" + ",".join(f"'file://{path}'" for path in escaped) + "]"] if config_dirs else []
+    urls = (quoted(f"file://{path.absolute()}") for path in config_dirs)
+    return [f"hydra.searchpath=[{','.join(urls)}]"] if config_dirs else []
 
 
 def _typed(composed: DictConfig, flow: str) -> Config:

@@ -14,6 +14,7 @@ from typing import Any
 
 from conf.compose import compose
 from conf.errors import ConfigError
+from conf.quoting import quoted
 from conf.schema import Config, Model, Source
 from pipelines import sources
 from pipelines.document import console
@@ -100,7 +101,7 @@ def _swap_checkpoint(weights: Path, config: Config) -> list[str]:
         found = checkpoint.hold_against(onnx_file.read(main), tensors).differences
     if found:
         raise _mismatch(weights, config.model, found)
-    return [f"model.weights={_quoted(str(weights))}"]
+    return [f"model.weights={quoted(str(weights))}"]
 
 
 def _beside_earlier(model: Model, got: dict[str, Spec]) -> list[Difference]:
@@ -139,9 +140,9 @@ def _swap_model(weights: Path, config: Config) -> list[str]:
         )
     # The name is that of the file where the config says none, and plans are called by it.
     return [
-        f"model.path={_quoted(str(weights))}",
+        f"model.path={quoted(str(weights))}",
         "model.weights=null",
-        f"model.name={_quoted(str(config.model.name))}",
+        f"model.name={quoted(str(config.model.name))}",
     ]
 
 
@@ -182,9 +183,3 @@ def _as_config_errors() -> Iterator[None]:
         yield
     except StageError as error:
         raise ConfigError(error.what, error.next_step) from error
-
-
-def _quoted(text: str) -> str:
-    """As a value of Hydra's: in quotes, which it may hold itself."""
-    escaped = text.replace("'", r"\'")
-    return f"'{escaped}'"

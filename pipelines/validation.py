@@ -9,6 +9,7 @@ from typing import Any
 
 from conf.compose import compose
 from conf.errors import ConfigError
+from conf.quoting import quoted
 from pipelines import data, schedule
 from pipelines.document import console
 from pipelines.errors import Exit
@@ -85,11 +86,10 @@ def validate(
 
 def _compared_with(against: str, overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
     steps = [name for name, step in compose(overrides, config_dirs).steps.items() if step.stage == VALIDATE]
-    quoted = "'" + against.replace("\\", "\\\\").replace("'", "\\'") + "'"
     if Path(against).is_dir() or against.endswith(data.ARRAYS):
-        word, given = "golden", [f"model.holdout.golden={quoted}"]
+        word, given = "golden", [f"model.holdout.golden={quoted(against)}"]
     else:
-        word, given = "against", [f"steps.{name}.config.against={quoted}" for name in steps]
+        word, given = "against", [f"steps.{name}.config.against={quoted(against)}" for name in steps]
     return [*given, *(f"steps.{name}.config.references=[{word}]" for name in steps)]
 
 
