@@ -33,6 +33,7 @@ from conf.watch import watch
 from stages import STAGES
 from stages.allowed import NotAllowedError
 from stages.data.options import Dataset, Images
+from stages.wording import first_line
 
 _one_at_a_time = Lock()
 """Hydra's search path is global, and steps that run in threads ask where a value came from."""
@@ -140,7 +141,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         parsed = parser.parse_overrides(overrides=list(overrides))
     except HydraException as error:
         raise ConfigError(
-            _first_line(error),
+            first_line(error),
             "an override is key=value; quote values that hold = ( ) or , : \"model.path='a=b.onnx'\"",
         ) from error
     for override in parsed:
@@ -333,7 +334,7 @@ def _checked(schema: type[Any], parent: DictConfig, key: str, where: str) -> Any
         ) from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         name = getattr(error, "full_key", "")
-        raise ConfigError(f"{path}{f'.{name}' if name else ''}: {_first_line(error)}") from error
+        raise ConfigError(f"{path}{f'.{name}' if name else ''}: {first_line(error)}") from error
     _require_allowed(merged, path)
     return merged
 
@@ -361,17 +362,17 @@ def _plain_errors(own: Sequence[Path] = ()) -> Iterator[None]:
 def _unknown_choice(error: MissingConfigException, own: Sequence[Path]) -> ConfigError:
     group, _, name = str(error.missing_cfg_file or "").rpartition("/")
     if group not in GROUPS:
-        return ConfigError(_first_line(error), suggest(name, GROUPS))
+        return ConfigError(first_line(error), suggest(name, GROUPS))
     return ConfigError(f"{group}={name}: there is no {group} {name!r}", suggest(name, _choices(group, own)))
 
 
 def _wrong_value(error: Exception) -> ConfigError:
     # Hydra names the file or the override, OmegaConf below it the key; of an error in a file it keeps only the context.
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
-    what = re.sub(r": \w+ raised while composing config:$", "", _first_line(error)).replace("override ++", "override ")
+    what = re.sub(r": \w+ raised while composing config:$", "", first_line(error)).replace("override ++", "override ")
     if not isinstance(cause, OmegaConfBaseException):
         return ConfigError(what)
-    detail = what if cause is error else _first_line(cause)
+    detail = what if cause is error else first_line(cause)
     if cause.full_key and cause.full_key not in what:
         detail = f"{cause.full_key}: {detail}"
     what = detail if cause is error else f"{what.rstrip('.')}: {detail}"
@@ -381,7 +382,3 @@ def _wrong_value(error: Exception) -> ConfigError:
     if (cause.full_key or "").startswith("targets.") and "subclass of Target" in what:
         return ConfigError(what, "the first line of a target's file is `# @package targets.NAME`: docs/flows.md")
     return ConfigError(what)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

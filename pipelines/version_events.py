@@ -20,6 +20,7 @@ from conf.errors import ConfigError
 from pipelines.errors import EngineError
 from pipelines.prefect_server import OFFLINE  # noqa: F401 - with it goes what Prefect reads when it is imported
 from stages import backends
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from pipelines.versions import Change
@@ -103,7 +104,7 @@ def _post(event: Mapping[str, Any]) -> None:
         with get_client(sync_client=True) as client:
             client.request("POST", "/events", json=[event]).raise_for_status()
     except Exception as error:  # a server has many ways to fail
-        what = (str(error).splitlines() or [type(error).__name__])[0]
         raise EngineError(
-            f"Prefect does not take the event {EVENT}: {what}", "check PREFECT_API_URL and that its server runs"
+            f"Prefect does not take the event {EVENT}: {first_line(error)}",
+            "check PREFECT_API_URL and that its server runs",
         ) from error

@@ -18,6 +18,7 @@ from stages.folding import RANDOM
 from stages.generated import generate
 from stages.onnx_session import open_session
 from stages.stage import JSON, StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -123,7 +124,7 @@ def _require_one_run(before: _Opened, feeds: Iterator[Mapping[str, Array]]) -> N
             before.run(feed)
             return
         except Exception as error:  # ONNX Runtime's errors have no common base
-            why = onnx_file.first_line(error)
+            why = first_line(error)
     raise NotComparedError(f"it cannot be run: {why}")
 
 
@@ -148,7 +149,7 @@ def _open(model: ModelProto) -> _Opened:
     try:
         session = open_session(model, options)
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise NotComparedError(f"ONNX Runtime cannot load it: {onnx_file.first_line(error)}") from error
+        raise NotComparedError(f"ONNX Runtime cannot load it: {first_line(error)}") from error
     inputs = {value.name: value.type for value in session.get_inputs()}
     return _Opened(session, inputs, [value.name for value in session.get_outputs()])
 
@@ -241,12 +242,12 @@ def _run_both(
     try:
         expected = dict(zip(before.outputs, before.run(mine), strict=True))
     except Exception as error:
-        agreement.skipped.append(f"{shapes}: {onnx_file.first_line(error)}")
+        agreement.skipped.append(f"{shapes}: {first_line(error)}")
         return
     try:
         got = dict(zip(after.outputs, after.run(theirs), strict=True))
     except Exception as error:
-        raise DisagreementError(f"at {shapes} it fails: {onnx_file.first_line(error)}") from error
+        raise DisagreementError(f"at {shapes} it fails: {first_line(error)}") from error
     agreement.runs += 1
     for old, new in names.items():
         share = distance(expected[old], got[new], tolerance)

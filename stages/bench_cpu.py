@@ -18,6 +18,7 @@ from stages.gpu_timing import Throughput
 from stages.measuring import Limits, repeat
 from stages.onnx_session import open_session
 from stages.stage import JSON
+from stages.wording import first_line
 
 
 class CannotRunError(Exception):
@@ -53,7 +54,7 @@ def timed(
     try:
         session = open_session(model, options)
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise CannotRunError(onnx_file.first_line(error)) from error
+        raise CannotRunError(first_line(error)) from error
     results = []
     for point in points:
         told(f"{point.name}: ONNX Runtime")
@@ -78,6 +79,6 @@ def _run(session: Any, point: Point, limits: Limits) -> Run:
     try:
         times = repeat(once, limits, begin)
     except Exception as error:
-        raise CannotRunError(onnx_file.first_line(error)) from error
+        raise CannotRunError(first_line(error)) from error
     rate = Throughput(streams=1, inferences=len(times), seconds=time.perf_counter() - began)
     return Run("run", "host", {"host_ms": times}, [rate])

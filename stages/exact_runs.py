@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stages import onnx_file, onnx_graph
+from stages import onnx_graph
 from stages.onnx_session import open_session
 from stages.stage import StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -41,7 +42,7 @@ def open_exact(model: ModelProto, tensors: Sequence[str] = ()) -> Any:
         return open_session(model, options)
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise StageError(
-            f"ONNX Runtime cannot load the model: {onnx_file.first_line(error)}",
+            f"ONNX Runtime cannot load the model: {first_line(error)}",
             "calibration runs the model on the CPU with it",
         ) from error
 
@@ -63,6 +64,6 @@ def run(session: Any, names: Sequence[str], batch: Mapping[str, Array], number: 
     except Exception as error:  # ONNX Runtime's errors have no common base
         shapes = ", ".join(f"{name} {array.shape}" for name, array in batch.items() if array.ndim)
         raise StageError(
-            f"the model fails on batch {number} (counted from 0; {shapes}): {onnx_file.first_line(error)}",
+            f"the model fails on batch {number} (counted from 0; {shapes}): {first_line(error)}",
             "check that the batch is what the model takes",
         ) from error

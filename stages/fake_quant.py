@@ -25,14 +25,13 @@ from stages.placement.shared import moved_from
 from stages.placement.weighted import is_weighted
 from stages.plan_graph import Graph, Operation
 from stages.stage import Metrics, StageError
+from stages.wording import listed
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 CODES = {"INT8": "int8", "FLOAT8E4M3FN": "fp8_e4m3", "FLOAT4E2M1": "fp4_e2m1"}
 """ONNX's names of the types of codes, and a plan's."""
-
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -149,10 +148,9 @@ def _code_type(view: View, name: str) -> str | None:
 
 def _error(found: Products, compute_capability: str) -> StageError:
     names = [f"{found.asked[name].operator} {found.asked[name].label!r}" for name in found.in_float]
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return StageError(
         f"the plan for {compute_capability} computes {len(names)} of {len(found.asked)} quantized convolutions and "
-        f"matrix products in float: {', '.join(names[:_MOST_NAMED])}{more}",
+        f"matrix products in float: {listed(names)}",
         f"{_way(found)}; steps.build.config.allow_fake_quant=true takes it as it is",
     )
 

@@ -16,8 +16,9 @@ from functools import cache
 from math import prod
 from typing import TYPE_CHECKING
 
-from stages import onnx_data, onnx_file, onnx_graph, onnx_opset, onnx_shapes
+from stages import onnx_data, onnx_graph, onnx_opset, onnx_shapes
 from stages.partial_shapes import PartialShapes, static_dims
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
@@ -363,7 +364,7 @@ def _predicted_bytes(node: NodeProto, model: ModelProto, feeds: Mapping[str, Ten
     try:
         inferred = shape_inference.infer_shapes(sub, data_prop=True)
     except Exception as error:  # C++ raises InferenceError, RuntimeError and others
-        raise _Left(f"its shape cannot be inferred: {onnx_file.first_line(error)}") from error
+        raise _Left(f"its shape cannot be inferred: {first_line(error)}") from error
     return [_static_bytes(value.type) for value in inferred.graph.output]
 
 
@@ -404,7 +405,7 @@ def _run(
     except _Left:
         raise
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise _Left(f"ONNX Runtime: {onnx_file.first_line(error)}") from error
+        raise _Left(f"ONNX Runtime: {first_line(error)}") from error
     return [numpy_helper.from_array(array, name) for name, array in zip(wanted, arrays, strict=True)]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stages import onnx_file, onnx_graph, onnx_shapes
 from stages.placement.weighted import is_weighted
 from stages.stage import StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto, TypeProto
@@ -360,7 +361,7 @@ def types_of(model: ModelProto) -> dict[str, TypeProto]:
         return onnx_shapes.tensor_types(onnx_shapes.infer(model))
     except Exception as error:  # C++ raises InferenceError, RuntimeError and others
         raise StageError(
-            f"the types of the model's tensors cannot be inferred: {onnx_graph.first_line(error)}",
+            f"the types of the model's tensors cannot be inferred: {first_line(error)}",
             "check the model: python -m onnx.checker",
         ) from error
 

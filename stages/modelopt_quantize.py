@@ -20,6 +20,7 @@ from stages.data import reading
 from stages.onnx_opset import opset, raise_opset
 from stages.quantize import PRECISIONS
 from stages.stage import Job, Metrics, Stage, StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -143,7 +144,7 @@ def _quantized(
         raise
     except Exception as error:  # modelopt's errors have no common base
         raise StageError(
-            f"modelopt fails: {type(error).__name__}: {onnx_file.first_line(error)}",
+            f"modelopt fails: {type(error).__name__}: {first_line(error)}",
             "use our own: steps.quantize.stage=quantize",
         ) from error
 

@@ -11,6 +11,7 @@ from stages import onnx_data, onnx_file, structure
 from stages.builder_log import plain
 from stages.onnx_check import check_structure
 from stages.stage import StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +149,7 @@ def load_plugins(registry: Any, paths: Sequence[Path]) -> None:
         try:
             loaded = registry.load_library(str(path))
         except Exception as error:  # what the bindings raise differs between versions
-            raise _no_plugin(path, onnx_file.first_line(error)) from error
+            raise _no_plugin(path, first_line(error)) from error
         if loaded is None:
             raise _no_plugin(path, "TensorRT gives no reason; its log says more")
 

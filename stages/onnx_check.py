@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from stages import onnx_data, onnx_file
 from stages.stage import StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,7 +168,7 @@ def _widened(name: str, tensor: onnx.TensorProto) -> Iterator[np.ndarray]:
             yield values if values.dtype.kind == "f" else values.astype(np.float32)
     except (ValueError, TypeError) as error:
         raise StageError(
-            f"weights '{name}' of shape {list(tensor.dims)} cannot be read: {onnx_file.first_line(error)}",
+            f"weights '{name}' of shape {list(tensor.dims)} cannot be read: {first_line(error)}",
             "export or download the model again",
         ) from error
 

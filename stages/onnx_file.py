@@ -211,11 +211,6 @@ def strip_provenance(message: Message) -> None:
                 strip_provenance(item)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what `error` says, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _parse(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError

@@ -341,8 +341,3 @@ def _constant_tensor(node: NodeProto) -> TensorProto | None:
     many = attribute.name.endswith("s")
     made: TensorProto = helper.make_tensor("", kind, [len(value)] if many else [], value if many else [value])
     return made
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what `error` says, or its type if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

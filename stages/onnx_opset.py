@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from stages import onnx_file, onnx_graph, onnx_shapes
+from stages import onnx_graph, onnx_shapes
 from stages.stage import StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -55,7 +56,7 @@ def convert(model: ModelProto, version: int, next_step: str) -> None:
         checker.check_model(converted)
     except Exception as error:  # the converter is C++ and raises RuntimeError, IndexError and others
         # "/project/onnx/version_converter/x.h:23: adapt: Assertion `false` failed: No Previous Version of Gelu exists"
-        reason = re.sub(r"^.*? failed: ", "", onnx_file.first_line(error))
+        reason = re.sub(r"^.*? failed: ", "", first_line(error))
         # "Op '%s' has no registered schema; cannot convert it from version %lld to %lld.Foo1122", as onnx prints it
         reason = re.sub(r"^.*no registered schema.*%lld\.(.*?)\d*$", r"ONNX has no operator \1", reason)
         raise StageError(f"the model cannot be converted from opset {old} to {version}: {reason}", next_step) from error

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from stages import onnx_data, onnx_file, onnx_graph
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto
@@ -53,7 +54,7 @@ def infer_what_can_be(model: ModelProto) -> tuple[ModelProto | None, str]:
         try:
             return infer(model, strict=strict), problem
         except Exception as error:  # C++ raises InferenceError, RuntimeError and others
-            problem = problem or onnx_file.first_line(error)
+            problem = problem or first_line(error)
     return None, problem
 
 

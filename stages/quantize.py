@@ -20,6 +20,7 @@ from stages.placement.contract import Placement, Read
 from stages.placement.weighted import WEIGHTED
 from stages.stage import Job, Metrics, Stage, StageError
 from stages.thresholds import LEVELS
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -274,7 +275,7 @@ def _float_types(model: ModelProto) -> dict[str, int]:
         types = onnx_shapes.tensor_types(onnx_shapes.infer(model))
     except Exception as error:  # C++ raises InferenceError, RuntimeError and others
         raise StageError(
-            f"the types of the model's tensors cannot be inferred: {onnx_graph.first_line(error)}",
+            f"the types of the model's tensors cannot be inferred: {first_line(error)}",
             "check the model: python -m onnx.checker",
         ) from error
     return {name: found.tensor_type.elem_type for name, found in types.items() if found.tensor_type.elem_type}

@@ -26,6 +26,7 @@ from stages.generated import generate
 from stages.gpus import use
 from stages.metrics import RELATIVE_FLOOR, Difference, is_float
 from stages.stage import JSON, Job, Metrics, Remembers, Stage, StageError
+from stages.wording import listed
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 FALLBACK = ("rebuild", "fail")
 
-_MOST_NAMED = 5
-"""Weights named in an error; a model has hundreds."""
 
 # The tolerance: on generated inputs the outputs of the model `digits` in ONNX Runtime differ by 0.0005 between fp32 and
 # fp16 (whose mantissa is TF32's), by 0.005 between fp32 and bf16, and by 0.004 between int8 in Q/DQ and in integer
@@ -337,9 +336,8 @@ class _Engine:
 
 def _require_none(missing: Sequence[str]) -> None:
     if missing:
-        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         raise StageError(
-            f"the model lacks weights that the plan has: {', '.join(missing[:_MOST_NAMED])}{more}",
+            f"the model lacks weights that the plan has: {listed(missing)}",
             "refit with a model of the same structure, or build it anew",
         )
 

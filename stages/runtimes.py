@@ -16,6 +16,7 @@ from stages.batches import Input, model_inputs
 from stages.onnx_session import open_session
 from stages.profiles import Profile
 from stages.stage import StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -83,7 +84,7 @@ def open_model(model: onnx.ModelProto) -> Runtime:
     try:
         session = open_session(model, options)
     except Exception as error:  # ONNX Runtime's errors have no base class of their own
-        return _reference_evaluator(model, inputs, _first_line(error))
+        return _reference_evaluator(model, inputs, first_line(error))
     values = [*session.get_inputs(), *session.get_outputs()]
     foreign = next((value for value in values if value.type not in _NUMPY_TYPES), None)
     if foreign is not None:
@@ -97,7 +98,7 @@ def open_model(model: onnx.ModelProto) -> Runtime:
             raise
         except Exception as error:
             hint = "check the data, or the model with the ONNX Runtime of the user's own choice"
-            raise StageError(f"ONNX Runtime cannot run the model on this batch: {_first_line(error)}", hint) from error
+            raise StageError(f"ONNX Runtime cannot run the model on this batch: {first_line(error)}", hint) from error
 
     return Runtime(ONNX_RUNTIME, inputs, run)
 
@@ -116,7 +117,7 @@ def _reference_evaluator(model: onnx.ModelProto, inputs: Sequence[Input], why: s
 
     def neither(error: Exception) -> StageError:
         return StageError(
-            f"neither ONNX Runtime ({why}) nor ONNX's reference evaluator ({_first_line(error)}) can run this model",
+            f"neither ONNX Runtime ({why}) nor ONNX's reference evaluator ({first_line(error)}) can run this model",
             f"leave validation out: {WITHOUT_VALIDATION}",
         )
 
@@ -174,7 +175,7 @@ def open_plan(path: Path, backend: str, profiles: Sequence[Profile]) -> Iterator
 
             yield Runtime(backend, inputs, run)
     except PolygraphyException as error:
-        raise _not_executed(_first_line(error)) from error
+        raise _not_executed(first_line(error)) from error
 
 
 def _show_cuda_runtime() -> None:
@@ -251,7 +252,3 @@ def _copied(value: Any) -> Array:
         value = value.detach().cpu().float().numpy()
     copy: Array = np.array(value)
     return copy
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

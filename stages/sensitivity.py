@@ -13,7 +13,7 @@ range that does not suit it; a layer of a low one whose tensors have a high one 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import log10
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from stages import batches, exact_runs, onnx_file, onnx_graph, quantization, qua
 from stages.allowed import require_at_least, require_word
 from stages.comparison import Comparison
 from stages.data import reading
-from stages.placement.contract import Placement, Read, View
+from stages.placement.contract import Read, View
 from stages.placement.weighted import is_weighted
 from stages.stage import JSON, Job, Metrics, Stage
 
@@ -62,9 +62,10 @@ def sensitivity(job: Job[SensitivityConfig]) -> Metrics:
     names = trial.output_tensors(reference)
     given = reading.opened(job, "calibration", batches.model_inputs(reference))
     feeds = trial.Slice(given, job.config.samples)
-    tensors = _tensors(job, trial.Slice(given, job.config.samples))
-    switched, operators = _switched(job)
-    float_session, session = exact_runs.open_exact(reference), exact_runs.open_exact(switched)
+    tensors = _tensors(job, _quantized(job), trial.Slice(given, job.config.samples))
+    quantized = _quantized(job)
+    operators, readers = _switched(quantized), quantized.readers
+    float_session, session = exact_runs.open_exact(reference), exact_runs.open_exact(quantized.model)
     compared = {layer: Comparison(layer) for layer in operators}
     for number, batch in enumerate(feeds):
         expected = exact_runs.run(float_session, names, batch, number)
@@ -76,7 +77,6 @@ def sensitivity(job: Job[SensitivityConfig]) -> Metrics:
     layers: dict[str, JSON] = {
         layer: {"operator": operators[layer], "sqnr_db": decibels} for layer, decibels in found.items()
     }
-    readers = _readers(job)
     written: dict[str, JSON] = {
         name: {"kind": each.kind, "sqnr_db": each.sqnr_db, "layers": readers[name]} for name, each in tensors.items()
     }
@@ -121,14 +121,39 @@ class _Tensor:
         return round(10 * log10(self.signal / self.noise), 2) if self.noise and self.signal else None
 
 
-def _tensors(job: Job[SensitivityConfig], feeds: trial.Slice) -> dict[str, _Tensor]:
+@dataclass
+class _Quantized:
+    """A model with all of its Q/DQ.
+
+    Attributes:
+        model: It.
+        reads: Where tensors are read that carry Q/DQ.
+        layers: Label and operator of the layer of each of them.
+        nodes: The first output of the node of each: indices change as pairs are put in.
+    """
+
+    model: ModelProto
+    reads: Sequence[Read]
+    layers: Sequence[tuple[str, str]]
+    nodes: Sequence[str]
+
+    @property
+    def readers(self) -> dict[str, list[str]]:
+        """The layers that read each tensor."""
+        found: dict[str, list[str]] = {}
+        for read, (layer, _) in zip(self.reads, self.layers, strict=True):
+            found.setdefault(read.tensor, []).append(layer)
+        return found
+
+
+def _tensors(job: Job[SensitivityConfig], quantized: _Quantized, feeds: trial.Slice) -> dict[str, _Tensor]:
     """What becomes of each tensor that carries Q/DQ, in the model in which nothing reads the codes.
 
     Raises:
         StageError: The model cannot run on the data.
     """
-    model, placement = _quantized(job)
-    kinds = {read.tensor: "activation" if read.axis is None else "weight" for read in placement.reads}
+    model = quantized.model
+    kinds = {read.tensor: "activation" if read.axis is None else "weight" for read in quantized.reads}
     _measure_codes(model, kinds)
     trial.round_weights(model)
     sums = [f"{kind}/{name}" for name in kinds for kind in ("signal", "noise")]
@@ -170,16 +195,6 @@ def _measure_codes(model: ModelProto, tensors: Collection[str]) -> None:
             graph.output.extend(helper.make_tensor_value_info(each, TensorProto.DOUBLE, []) for each in wide[3:])
 
 
-def _readers(job: Job[SensitivityConfig]) -> dict[str, list[str]]:
-    """The layers that read each tensor."""
-    model = onnx_file.read(job.inputs["onnx"])
-    quantize.prepare(model, job.config.precision)
-    view, found = View(model.graph), dict[str, list[str]]()
-    for read in quantization.place(model, attention=job.config.attention).reads:
-        found.setdefault(read.tensor, []).append(_layer(view, read)[0])
-    return found
-
-
 def _switches(operators: Mapping[str, str], on: str) -> dict[str, batches.Array]:
     import numpy as np
 
@@ -190,22 +205,14 @@ def _switch(layer: str) -> str:
     return f"quantized/{layer}"
 
 
-def _switched(job: Job[SensitivityConfig]) -> tuple[ModelProto, dict[str, str]]:
-    """The model with a switch for each layer, and the operator of each."""
-    model = onnx_file.read(job.inputs["onnx"])
-    quantize.prepare(model, job.config.precision)
-    placement = quantization.place(model, attention=job.config.attention)
-    view = View(model.graph)
-    layers = [_layer(view, read) for read in placement.reads]
-    # A node goes by its first output: indices change as pairs are put in.
-    places = [(model.graph.node[read.node].output[0], read) for read in placement.reads]
-    model, _ = _quantized(job)
-    _put_switches(model, places, [name for name, _ in layers])
-    trial.round_weights(model)
-    return model, dict(layers)
+def _switched(quantized: _Quantized) -> dict[str, str]:
+    """Puts a switch for each layer into the model; the operator of each layer."""
+    _put_switches(quantized)
+    trial.round_weights(quantized.model)
+    return dict(quantized.layers)
 
 
-def _quantized(job: Job[SensitivityConfig]) -> tuple[ModelProto, Placement]:
+def _quantized(job: Job[SensitivityConfig]) -> _Quantized:
     """The model with all of its Q/DQ, and where they are.
 
     Raises:
@@ -218,9 +225,12 @@ def _quantized(job: Job[SensitivityConfig]) -> tuple[ModelProto, Placement]:
     tensor_ranges.require_match(
         ranges, placement.activations, onnx_graph.names(model.graph), "calibrate the same file that is measured"
     )
+    view, reads = View(model.graph), placement.reads
+    layers = [_layer(view, read) for read in reads]
+    nodes = [model.graph.node[read.node].output[0] for read in reads]
     amax = {name: each.amax for name, each in ranges.items()}
     quantize.insert(model, placement, amax, job.config.precision)
-    return model, placement
+    return _Quantized(model, reads, layers, nodes)
 
 
 def _layer(view: View, read: Read) -> tuple[str, str]:
@@ -231,18 +241,18 @@ def _layer(view: View, read: Read) -> tuple[str, str]:
     return onnx_graph.label(node), node.op_type
 
 
-def _put_switches(model: ModelProto, places: list[tuple[str, Read]], layers: list[str]) -> None:
-    """Lets each of `places` read its tensor quantized or as it was, by the switch of its layer."""
+def _put_switches(quantized: _Quantized) -> None:
+    """Lets each read of a tensor be of its codes or of what it was, by the switch of its layer."""
     from onnx import TensorProto, helper
 
-    graph, taken = model.graph, onnx_graph.names(model.graph)
-    makers, added = onnx_graph.producers(graph), []
-    for (output, read), layer in zip(places, layers, strict=True):
+    graph = quantized.model.graph
+    taken, makers, added = onnx_graph.names(graph), onnx_graph.producers(graph), []
+    for read, (layer, _), output in zip(quantized.reads, quantized.layers, quantized.nodes, strict=True):
         node = makers[output]
         chosen = onnx_graph.fresh(f"{read.tensor}_chosen", taken)
         added.append(helper.make_node("Where", [_switch(layer), node.input[read.input], read.tensor], [chosen]))
         node.input[read.input] = chosen
-    switches = dict.fromkeys(map(_switch, layers))
+    switches = dict.fromkeys(_switch(layer) for layer, _ in quantized.layers)
     graph.input.extend(helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in switches)
     onnx_graph.replace_nodes(graph, [*added, *graph.node])
     onnx_graph.sort(graph)

@@ -16,6 +16,7 @@ from math import inf, isfinite
 from pathlib import Path
 
 from stages.stage import StageError
+from stages.wording import listed
 
 
 def read(path: Path) -> dict[str, float]:
@@ -57,8 +58,7 @@ def require_layers(table: Collection[str], known: Collection[str]) -> None:
     """
     foreign = sorted(set(table) - set(known))
     if foreign:
-        more = f" and {len(foreign) - 10} more" if len(foreign) > 10 else ""
         raise StageError(
-            f"the table of sensitivity is of another model: no node is called {', '.join(foreign[:10])}{more}",
+            f"the table of sensitivity is of another model: no node is called {listed(foreign, 10)}",
             "measure the same file that is quantized",
         )

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 from stages import onnx_data, onnx_file, onnx_graph, safetensors_file, structure
 from stages.allowed import require, require_word
 from stages.stage import Job, Metrics, Stage, StageError
+from stages.wording import listed
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -129,9 +130,8 @@ def _chosen(config: SplitConfig, weights: Collection[str]) -> Collection[str]:
 
 
 def _of_another_model(names: Sequence[str]) -> StageError:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return StageError(
-        f"structure and weights are of two models: {', '.join(names[:5])}{more}",
+        f"structure and weights are of two models: {listed(names)}",
         "split the model again: trtforge build",
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from stages import calibration_cache
 from stages.stage import StageError
+from stages.wording import listed
 
 
 @dataclass(frozen=True)
@@ -87,5 +88,4 @@ def require_match(given: Collection[str], wanted: Collection[str], known: Collec
 
 
 def _some(what: str, names: list[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"{what} {', '.join(names[:10])}{more}" if names else ""
+    return f"{what} {listed(names, 10)}" if names else ""

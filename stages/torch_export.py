@@ -20,6 +20,7 @@ from stages.onnx_check import require_opset
 from stages.onnx_session import open_session
 from stages.stage import JSON, Job, Metrics, StageError
 from stages.users_python import find, imports_from
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,7 +198,7 @@ def _make_module(entry_point: str, weights: Path | None) -> torch.nn.Module:
         module = make(weights) if loads_itself else make()
     except Exception as error:
         raise StageError(
-            f"{entry_point} raised {type(error).__name__}: {onnx_file.first_line(error)}",
+            f"{entry_point} raised {type(error).__name__}: {first_line(error)}",
             "call it by itself in Python; it gets the path of model.weights where that is set and its first parameter "
             "has no default or None, else nothing",
         ) from error
@@ -248,7 +249,7 @@ def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile, safetensors and torch have errors of their own
         raise StageError(
-            f"model.weights={path} is no state dict: {type(error).__name__}: {onnx_file.first_line(error)}",
+            f"model.weights={path} is no state dict: {type(error).__name__}: {first_line(error)}",
             "save tensors only: torch.save(module.state_dict(), path), or safetensors.torch.save_file",
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
@@ -309,7 +310,7 @@ class _Case:
         except Exception as error:
             said = ", ".join(f"{name}={size}" for name, size in given.items())
             raise StageError(
-                f"{self.source.examples}({said}) raised {type(error).__name__}: {onnx_file.first_line(error)}",
+                f"{self.source.examples}({said}) raised {type(error).__name__}: {first_line(error)}",
                 "let it take the sizes of model.dims it needs as keyword arguments, and no others",
             ) from error
         if not isinstance(returned, Mapping) or set(returned) != set(self.inputs):
@@ -366,7 +367,7 @@ class _Case:
         except Exception as error:
             sizes = ", ".join(f"{name}={list(value.shape)}" for name, value in examples.items())
             raise StageError(
-                f"{self.source.entry_point}: the module fails on {sizes}: {onnx_file.first_line(error)}",
+                f"{self.source.entry_point}: the module fails on {sizes}: {first_line(error)}",
                 "compare the module's forward with model.inputs and model.dims",
             ) from error
         return list(_flatten(result))
@@ -452,7 +453,7 @@ def _dynamic_shapes(case: _Case) -> object:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {onnx_file.first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _require_face(model: onnx.ModelProto, case: _Case) -> None:
@@ -476,7 +477,7 @@ def _compare(case: _Case, model: onnx.ModelProto, config: ExportConfig) -> dict[
         session = open_session(model, onnxruntime.SessionOptions())
     except Exception as error:
         raise StageError(
-            f"{case.source.entry_point}: ONNX Runtime cannot load the exported model: {onnx_file.first_line(error)}",
+            f"{case.source.entry_point}: ONNX Runtime cannot load the exported model: {first_line(error)}",
             "export the module in float32, and let the stage `cast` choose the precision",
         ) from error
     errors = dict.fromkeys(case.outputs, 0.0)
@@ -493,7 +494,7 @@ def _infer(session: Any, case: _Case, pick: int, where: str) -> list[np.ndarray]
         outputs: list[np.ndarray] = session.run(case.outputs, feed)
     except Exception as error:
         raise StageError(
-            f"{case.source.entry_point}: the exported model fails at {where}: {onnx_file.first_line(error)}",
+            f"{case.source.entry_point}: the exported model fails at {where}: {first_line(error)}",
             "narrow model.dims to the sizes that work, and let the module give dtypes that numpy has",
         ) from error
     return outputs

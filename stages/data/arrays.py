@@ -19,6 +19,7 @@ from zlib import error as ZlibError  # noqa: N812 - zlib's only exception
 from stages import batches
 from stages.batches import Header, Input, Limits
 from stages.stage import StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from stages.batches import Array, Batch
@@ -208,7 +209,7 @@ def _header(file: IO[bytes]) -> tuple[Header, bool]:
 
 
 def _damaged(path: Path, error: BaseException) -> StageError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if "pickle" in reason.lower() or "object" in reason.lower():
         return StageError(
             f"{path}: holds Python objects, which are never loaded", "store plain arrays with numpy.savez"

@@ -16,6 +16,7 @@ from stages import batches
 from stages.batches import Header, Input, Limits
 from stages.data.options import Dataset
 from stages.stage import StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from stages.batches import Array, Batch
@@ -87,7 +88,7 @@ class Rows:
         try:
             return self._load(datasets)
         except Exception as error:  # pyarrow, fsspec and huggingface_hub have errors of their own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             where = self.files[0].parent if self.files else f"{self.which.name} at {self.which.revision}"
             raise StageError(
                 f"the dataset {where} cannot be loaded: {type(error).__name__}: {reason}",

@@ -16,6 +16,7 @@ from stages import batches
 from stages.batches import Header, Input, Limits
 from stages.data.options import Images
 from stages.stage import StageError
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -164,7 +165,7 @@ def _prepared(path: Path, how: Images) -> Image:
     except StageError:
         raise
     except Exception as error:  # Pillow's decoders raise what they like: OSError, SyntaxError, struct.error, …
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise StageError(f"{path}: cannot be decoded: {reason}", "copy the image again, or take it out") from error
     if how.resize is not None:
         image = image.resize(_resized(image.size, how.resize), Image.Resampling[how.interpolation.upper()])

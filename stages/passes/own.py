@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stages import onnx_file, onnx_graph
 from stages.stage import Metrics, StageError
 from stages.users_python import find, imports_from
+from stages.wording import first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -39,7 +40,7 @@ def run(model: ModelProto, name: str, arguments: Mapping[str, Any]) -> Metrics:
             returned = function(graph, **arguments)
         except Exception as error:
             raise StageError(
-                f"pass {name} raised {type(error).__name__}: {onnx_file.first_line(error)}", f"mend {name}"
+                f"pass {name} raised {type(error).__name__}: {first_line(error)}", f"mend {name}"
             ) from error
     graph = graph if returned is None else returned
     if not isinstance(graph, gs.Graph):
