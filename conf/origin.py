@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,19 @@ def _related(key: str, path: str) -> bool:
 
 
 def _says(file: Path, group: str, path: str) -> bool:
-    match = _PACKAGE.search(file.read_text(encoding="utf-8"))
-    package = match[1] if match else group
-    prefix = "" if package == "_global_" else package
+    package, content = _read(file.read_text(encoding="utf-8"))
+    prefix = {None: group, "_global_": ""}.get(package, package)
     if prefix and not path.startswith(f"{prefix}."):
         return False
-    loaded = OmegaConf.load(file)
-    inside = path[len(prefix) + 1 :] if prefix else path
-    return isinstance(loaded, DictConfig) and _at(_plain(loaded), inside) is not None
+    return _at(content, path[len(prefix) + 1 :] if prefix else path) is not None
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> tuple[str | None, Mapping[str, Any]]:
+    """The package and the content of a config file. Every value of every model asks the same few, 10 ms each."""
+    match = _PACKAGE.search(text)
+    loaded = OmegaConf.load(StringIO(text))
+    return match[1] if match else None, _plain(loaded) if isinstance(loaded, DictConfig) else {}
 
 
 def _plain(node: DictConfig) -> Mapping[str, Any]:
