@@ -6,7 +6,7 @@ result) and everything that it or a library prints into the log.
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import json
 import os
 import selectors
@@ -25,6 +25,7 @@ from typing import IO, Any, get_type_hints
 
 from pipelines import repeatable
 from pipelines.errors import InterruptedBuildError
+from pipelines.orphans import end_with
 from stages.stage import Job, Memory, Metrics, Progress, Stage, StageError
 
 # The working directory must not come before trtforge's own packages: many a project has a `conf` of its own.
@@ -35,6 +36,7 @@ DEBUG = "TRTFORGE_DEBUG"
 _GRACE_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 _LOG_LINES = 3
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -156,6 +158,7 @@ def run(work: Work, progress: Progress, stop: Event) -> Result:
 
     Raises:
         StageError: The stage failed, crashed, ran out of time, or did not write its outputs.
+        OSError: The disk is full.
         InterruptedBuildError: `stop` was set.
     """
     out = work.directory / "out"
@@ -276,6 +279,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _judge(work: Work, answer: Mapping[str, Any], code: int, watch: _Watch, log: Path) -> Metrics:
+    if "errno" in answer:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]), str(work.directory))
     if "error" in answer:
         raise StageError(f"{work.name}: {answer['error']}", answer["next_step"])
     if "metrics" in answer and code == 0:
@@ -300,7 +305,7 @@ def _last_words(log: Path) -> str:
 def main(job_path: str) -> None:
     """The child: runs the stage that the job names, and says how it went."""
     job = json.loads(Path(job_path).read_text())
-    _die_with(job["parent"])
+    end_with(job["parent"], signal.SIGKILL)
     from stages import STAGES
 
     stage, memory = STAGES[job["stage"]], job["memory"]
@@ -326,6 +331,11 @@ def main(job_path: str) -> None:
             if DEBUG in os.environ:
                 traceback.print_exc()
             return
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            say({"errno": error.errno})  # the log is on the same disk: no traceback would be in it
+            return
         say({"metrics": metrics, **_own_usage()})
 
 
@@ -342,11 +352,3 @@ def restored(schema: type[Any], values: Mapping[str, Any]) -> Any:
     return schema(
         **{name: restored(types[name], value) if is_dataclass(types[name]) else value for name, value in values.items()}
     )
-
-
-def _die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent dies, however that comes about."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)

@@ -180,3 +180,9 @@ def test_the_working_directory_cannot_put_its_own_packages_first(made, tmp_path,
     monkeypatch.chdir(tmp_path)
     result = child.run(made("(job.out / 'out.txt').write_text(''); return {}"), silent, Event())
     assert result.metrics == {}
+
+
+def test_a_full_disk_is_told_although_no_log_of_it_can_be_kept(made):
+    body = "import errno; raise OSError(errno.ENOSPC, 'No space left on device', 'model.plan')"
+    with pytest.raises(OSError, match="No space left on device"):
+        child.run(made(body), silent, Event())
