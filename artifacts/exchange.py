@@ -73,7 +73,7 @@ class Exchange:
             RemoteError: The remote cannot be used, or `require` said no.
             StoreError: An object of the record is damaged.
         """
-        self._send_objects(record.blobs)
+        self.send_objects(record.blobs)
         require()
         name = _record_name(record.key)
         if name in self._damaged:
@@ -197,7 +197,7 @@ class Exchange:
         record = self._with_log(record, waiting)
         for _ in range(FETCHES):
             missing = [blob for blob in set(record.outputs.values()) if self.store.problem(blob)]
-            self._fetch_objects(missing, waiting)
+            self.fetch_objects(missing, waiting)
             with self.store.keeping(waiting):  # gc may have taken one that no record held
                 if not any(self.store.problem(blob) for blob in record.outputs.values()):
                     self.store.put(record)
@@ -224,12 +224,19 @@ class Exchange:
     def _with_log(self, record: Record, waiting: Waiting) -> Record:
         if record.log and self.store.problem(record.log):
             try:
-                self._fetch_objects([record.log], waiting)
+                self.fetch_objects([record.log], waiting)
             except DamagedRemoteError:
                 return replace(record, log=None)  # the answer is worth having without it
         return record
 
-    def _fetch_objects(self, blobs: Iterable[Blob], waiting: Waiting) -> None:
+    def fetch_objects(self, blobs: Iterable[Blob], waiting: Waiting) -> None:
+        """Brings these objects into the store.
+
+        Raises:
+            DamagedRemoteError: One is not what its name says, or is gone.
+            RemoteError: The remote cannot be used.
+            StoreError: The store cannot be written.
+        """
         with self.store.scratch() as directory:
             files = {blob: directory / blob.digest for blob in blobs}
             try:
@@ -248,7 +255,13 @@ class Exchange:
             raise self._damage(_object_name(blob), told)
         self.store.add(file)
 
-    def _send_objects(self, blobs: Iterable[Blob]) -> None:
+    def send_objects(self, blobs: Iterable[Blob]) -> None:
+        """Sends those of the objects that the remote has not.
+
+        Raises:
+            RemoteError: The remote cannot be used.
+            StoreError: One is damaged here.
+        """
         for blob in blobs:
             if problem := self.store.problem(blob):
                 raise StoreError(problem, "run `trtforge build` again: it rebuilds what is damaged")

@@ -44,6 +44,14 @@ class Runner(str, Enum):
     local = "local"
 
 
+class Routing(str, Enum):
+    """Where the steps of a target run."""
+
+    auto = "auto"
+    here = "here"
+    queue = "queue"
+
+
 @dataclass
 class Profile:
     """The shapes of one input, a number for each dim.
@@ -282,6 +290,8 @@ class Config:
         backend: By what.
         store: Where results are kept.
         runner: What runs the steps.
+        routing: Where the steps of a target run: `here`; as a run on the Prefect work `queue` of its architecture; or
+            `auto`, on its queue where this machine cannot build it. Not part of any key.
         flow: The flow's name.
     """
 
@@ -293,4 +303,5 @@ class Config:
     backend: Backend = field(default_factory=Backend)
     store: StoreConfig = field(default_factory=StoreConfig)
     runner: Runner = Runner.prefect
+    routing: Routing = Routing.auto
     flow: str = ""

@@ -40,8 +40,11 @@ NIGHTLY = "0 2 * * *"
 WATCHED = "0 * * * *"
 TIMEZONE = "UTC"
 
-FLOWS = {"build": "build", "rebuild-nightly": "rebuild", "watch-versions": "watch"}
+FLOWS = {"build": "build", "rebuild-nightly": "rebuild", "watch-versions": "watch", "target": "target"}
 """Deployment -> function of `pipelines.flows`."""
+
+TARGET = f"{POOL}-target/target"
+"""The deployment by which a run sends the steps of a target to a queue."""
 
 _SCHEDULE = {"cron": str, "interval": int, "rrule": str}
 _SHAPE: Mapping[str, Any] = {
@@ -156,6 +159,7 @@ def written(
         "build": parameters,
         "watch": catalog,
         "rebuild": {**catalog, **({"models": list(models)} if models else {})},
+        "target": {},  # whoever sends it says what, and to which queue
     }
     told = "\n".join(
         _deployment(name, flow, [POOL, *tags], of_flow[flow], schedules.get(name))
@@ -195,8 +199,9 @@ def _deployment(
     if schedule:
         cron, timezone = schedule
         lines += ["  schedules:", f"  - {_inline({'cron': cron, 'timezone': timezone, 'active': True})}"]
+    at_once = BUILDS_AT_ONCE if flow in ("build", "target") else 1
     lines += [
-        f"  concurrency_limit: {{limit: {BUILDS_AT_ONCE if flow == 'build' else 1}, collision_strategy: ENQUEUE}}",
+        f"  concurrency_limit: {{limit: {at_once}, collision_strategy: ENQUEUE}}",
         "  work_pool:",
         f"    name: {POOL}",
         f"    work_queue_name: {CPU}",
@@ -210,6 +215,7 @@ def _deployment(
             "  - type: event",
             "    match: {prefect.resource.id: trtforge.tensorrt.*}",
             f"    expect: [{VERSION_CHANGED}]",
+            '    parameters: {architecture: "{{ event.resource.name }}"}',
         ]
     return "".join(f"{line}\n" for line in lines)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -19,7 +18,7 @@ from conf.compose import compose, options
 from conf.schema import LOCAL, Target
 from pipelines.document import console, in_bytes
 from pipelines.targets import gpus_here
-from stages import backends
+from stages import backends, machine
 from stages.gpus import Gpus, capabilities, capability
 
 PACKAGES = ("onnx", "onnxruntime", "numpy", "polygraphy", "cuda-python", "hydra-core", "prefect", "torch")
@@ -33,7 +32,7 @@ def examine(store: Store, overrides: Sequence[str], config_dirs: Sequence[Path])
     return {
         "trtforge": metadata.version("trtforge"),
         "python": platform.python_version(),
-        "platform": f"{sys.platform}_{platform.machine()}",
+        "platform": machine.platform_name(),
         "cpus": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
         "gpus": [asdict(gpu) for gpu in here.found],

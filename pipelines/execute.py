@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, partial
@@ -31,6 +31,8 @@ NEVER_BUILT = "not built yet"
 AGAIN = "asked for again"
 WAITING = "waiting for "
 """How the phase of a step begins that waits for another process."""
+
+Waiting = Callable[[str], None]
 
 State = Literal["built", "cached", "failed", "skipped", "missing", "waiting"]
 
@@ -79,6 +81,7 @@ class Workshop:
         origins: Says where the values of a node's config came from.
         note: Told what a run had to do without.
         again: Ids of nodes that are run although they have been answered: measurements that are made anew, here.
+        slot: Holds a place among the steps that use GPUs of a capability, beyond this machine; told whom it waits for.
     """
 
     store: Store
@@ -90,6 +93,7 @@ class Workshop:
     origins: Callable[[Node], Mapping[str, str]] = lambda node: {}
     note: Callable[[str], None] = lambda text: None
     again: Collection[str] = ()
+    slot: Callable[[str, Waiting], AbstractContextManager[None]] = lambda capability, waiting: nullcontext()
 
     def question(self, node: Node, upstream: Mapping[str, Record]) -> dict[str, Any]:
         """The fields of the node's key.
@@ -199,7 +203,7 @@ class Workshop:
             timings = Timings(self.store, self.sharing, self.note)
             loan = timings.lend(node, question, key, directory, waiting)
             memory, facts = loan.memory if loan else None, question["facts"]
-            with gpu_turns.turn(node, facts, _name(node), waiting) as gpu:
+            with gpu_turns.turn(node, facts, _name(node), waiting) as gpu, self._slot(node, facts, waiting):
                 started = time.monotonic()
                 work = child.Work(node.id, node.stage, node.config, inputs, facts, directory, node.limits, memory, gpu)
                 try:
@@ -215,6 +219,10 @@ class Workshop:
                 record = self._keep(node, question, result, seconds)
         timings.share(loan, result.metrics)
         return record
+
+    def _slot(self, node: Node, facts: Mapping[str, Any], waiting: Waiting) -> AbstractContextManager[None]:
+        capability = gpu_turns.capability(node, facts)
+        return self.slot(capability, waiting) if capability else nullcontext()
 
     def _keep(self, node: Node, question: Mapping[str, Any], result: child.Result, seconds: float) -> Record:
         outputs = {name: self.store.add(path) for name, path in node.stage.written(result.out).items()}

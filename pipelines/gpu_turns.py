@@ -47,6 +47,11 @@ def turn(node: Node, facts: Mapping[str, Any], holder: str, waiting: Callable[[s
         yield places[held] if len(places) > 1 else None
 
 
+def capability(node: Node, facts: Mapping[str, Any]) -> str | None:
+    """The compute capability of the GPU that the step has for itself while it runs; None where it has none."""
+    return next((gpu.compute_capability for gpu in _candidates(node, facts)), None)
+
+
 def directory() -> Path:
     """Where the locks are: the user's own, and gone when the machine starts anew."""
     import tempfile  # 5 ms that a build with nothing to do goes without

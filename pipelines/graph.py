@@ -101,6 +101,11 @@ def takes(config: Config, name: str) -> bool:
     )
 
 
+def is_sent(node: Node) -> bool:
+    """Whether a step runs on a queue. What publishes needs no GPU, and gates are judged before it: it stays here."""
+    return node.target is not None and node.target.worker is not None and node.stage.name != "publish"
+
+
 def makes_plan(stage: Stage[Any]) -> bool:
     """Whether a plan comes out of `stage` that did not go in."""
     return stage.name != "publish" and "plan" in stage.outputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from artifacts.digest import cores
 from pipelines.errors import InterruptedBuildError
 from pipelines.execute import Outcome
-from pipelines.graph import Node
+from pipelines.graph import Node, is_sent
 from pipelines.reporting import Reporter
 from pipelines.session import Session
 
@@ -32,8 +32,13 @@ def run_local(session: Session, reporter: Reporter) -> None:
     Raises:
         InterruptedBuildError: The user asked to stop.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with threads(session) as pool:
         run(session, reporter, lambda node: pool.submit(work, session, node, reporter))
+
+
+def threads(session: Session) -> ThreadPoolExecutor:
+    """Threads for `work`: one for each step that may run at a time, here or on a queue."""
+    return ThreadPoolExecutor(AT_ONCE + sum(map(is_sent, session.nodes)))
 
 
 def run(session: Session, reporter: Reporter, submit: Callable[[Node], Future]) -> None:
@@ -46,19 +51,20 @@ def run(session: Session, reporter: Reporter, submit: Callable[[Node], Future]) 
         Exception: Whatever `work` raised: a bug.
     """
     waiting = list(session.nodes)
-    running: dict[str, Future] = {}
+    running: dict[str, Node] = {}
     ended: queue.SimpleQueue[str] = queue.SimpleQueue()
     over: set[str] = set()
     while waiting or running:
-        for node in [node for node in waiting if node.before <= over][: AT_ONCE - len(running)]:
+        free = AT_ONCE - sum(not is_sent(node) for node in running.values())
+        for node in _next_ones([node for node in waiting if node.before <= over], free):
             waiting.remove(node)
             if obstacle := session.obstacle(node):
                 session.outcomes[node.id] = Outcome(node, "skipped", reason=obstacle)
                 reporter.finished(session.outcomes[node.id])
                 over.add(node.id)
             else:
-                running[node.id] = submit(node)
-                running[node.id].add_done_callback(partial(_ended, ended, node.id))
+                running[node.id] = node
+                submit(node).add_done_callback(partial(_ended, ended, node.id))
         if running and (name := _next(ended)) is not None:
             del running[name]
             over.add(name)
@@ -75,13 +81,22 @@ def work(session: Session, node: Node, reporter: Reporter) -> Outcome:
         return before
     reporter.started(node.id)
     try:
-        outcome = session.workshop.execute(node, session.upstream(node), partial(reporter.progressed, node.id))
+        progress = partial(reporter.progressed, node.id)
+        if session.sender is not None and is_sent(node):
+            outcome = session.sender.execute(node, progress)
+        else:
+            outcome = session.workshop.execute(node, session.upstream(node), progress)
     except Exception as error:
         session.bugs.append(error)
         raise
     session.outcomes[node.id] = outcome
     reporter.finished(outcome)
     return outcome
+
+
+def _next_ones(ready: Sequence[Node], free: int) -> list[Node]:
+    """Those of `ready` that begin now: what runs on a queue takes no core here."""
+    return [node for node in ready if is_sent(node)] + [node for node in ready if not is_sent(node)][:free]
 
 
 def _ended(ended: queue.SimpleQueue[str], name: str, _future: Any) -> None:

@@ -33,6 +33,7 @@ from stages.stage import JSON, Progress
 
 if TYPE_CHECKING:
     from pipelines.reasons import Reasons
+    from pipelines.sending import Sender
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -49,6 +50,7 @@ class Session:
         outcomes: How each node stands, by id.
         bugs: What was raised where nothing should be.
         signature: The key of what the model looks like from outside.
+        sender: What has the steps of targets run that are for queues; None where there is no such target.
     """
 
     config: Config
@@ -58,6 +60,7 @@ class Session:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     bugs: list[Exception] = field(default_factory=list)
     signature: str | None = None
+    sender: Sender | None = None
 
     @property
     def store(self) -> Store:
@@ -323,6 +326,11 @@ def open_session(
     if any(getattr(step.config, "against", None) for step in config.steps.values()):
         session.nodes = evidence.with_against(session, lambda path: _onnx_files(workshop, path, progress))
         session.look()
+    if any(target.worker for target in chosen):
+        from pipelines import sending
+
+        sending.refuse_own_code(session.nodes)
+        session.sender = sending.Sender(session)
     configs.keep()
     return session
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import platform
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.errors import ConfigError, suggest
 from conf.groups import PACKAGE, package_directory
-from conf.schema import LOCAL, Config, Target
+from conf.schema import LOCAL, Config, Routing, Target
 from pipelines.errors import CannotBuildError
 from stages import STAGES, backends, machine
 from stages.gpus import Gpu, Gpus, architecture, capabilities, why_no_precision
 from stages.gpus import gpus as ask_gpus
 from stages.sizes import size_bytes
+
+if TYPE_CHECKING:
+    from pipelines.announced import Announcement
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """There while NVIDIA's kernel driver is loaded; looking costs microseconds, importing cuda-python 100 ms."""
@@ -37,8 +38,9 @@ class BuildTarget:
         compute_capability: Such as "8.9"; "8.0,8.6,8.9" where one plan is for several.
         backend: `tensorrt_rtx` or `tensorrt`.
         backend_version: The installed version, whole.
-        here: The GPUs of this machine.
+        here: The GPUs of the machine that builds it.
         memory_bytes: What the GPU has; None where nobody says.
+        worker: Who builds it, where that is not this machine.
     """
 
     name: str
@@ -48,6 +50,7 @@ class BuildTarget:
     backend_version: str
     here: Gpus
     memory_bytes: int | None = None
+    worker: Announcement | None = None
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
@@ -58,10 +61,14 @@ class BuildTarget:
             "backend_version": self.backend_version,
             "compute_capability": self.compute_capability,
             "gpu": None if portable else self.gpu,
-            "platform": f"{sys.platform}_{platform.machine()}",
+            "platform": self.worker.platform if self.worker else machine.platform_name(),
             "gpu_here": backends.why_not_run(self.backend, self.compute_capability, self.here) is None,
-            "machine": machine.described(self.gpu, self.here.of(self.compute_capability)),
+            "machine": machine.described(self.gpu, self.here.of(self.compute_capability)) | self._workers_cpu,
         }
+
+    @property
+    def _workers_cpu(self) -> dict[str, Any]:
+        return {"cpu": self.worker.cpu, "cores": self.worker.cores} if self.worker else {}
 
     @property
     def architecture(self) -> str:
@@ -83,15 +90,16 @@ def gpus_here() -> Gpus:
 
 
 def resolve(config: Config, note: Callable[[str], None] = lambda text: None) -> list[BuildTarget]:
-    """The targets of `config`, each of which can be built on this machine.
+    """The targets of `config`, each of which can be built on this machine, or by the workers of its queue.
 
     Args:
         config: The run's.
         note: Told which GPU was taken, where a target asks a machine that has several kinds.
 
     Raises:
-        ConfigError: A target names no backend that there is.
+        ConfigError: A target names no backend that there is; or there are no queues, and `routing` asks for one.
         CannotBuildError: No one can build a target; all such are named.
+        EngineError: A target is for a queue, and the Prefect server does not answer.
     """
     if not config.targets:
         raise ConfigError("no target is given", "say which: targets=[l4]")
@@ -103,14 +111,40 @@ def resolve(config: Config, note: Callable[[str], None] = lambda text: None) -> 
             )
     here = gpus_here()
     targets = [_resolve(target, config.backend.name, here, note) for target in config.targets.values()]
-    refused: dict[str, list[str]] = {}
-    for made in targets:
-        if reason := _why_not(made):
-            refused.setdefault(reason, []).append(made.name)
+    refused = {made.name: reason for made in targets if (reason := _why_not(made))}
+    if config.routing is Routing.queue or (refused and config.routing is Routing.auto):
+        from pipelines import routing  # a build that needs no queue reads none of it
+
+        if routing.has_queues(config):
+            sent = targets if config.routing is Routing.queue else [made for made in targets if made.name in refused]
+            return routing.by_workers(config, targets, sent, refused)
     if refused:
-        told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in refused.items())
-        raise CannotBuildError(f"no one here can build {told}", _way_out(targets))
+        raise CannotBuildError(f"no one here can build {_grouped(refused)}", _way_out(targets, refused))
     return targets
+
+
+def _grouped(refused: Mapping[str, str]) -> str:
+    """Names and reason, for each reason: `a10, l4: why not`."""
+    names: dict[str, list[str]] = {}
+    for name, reason in refused.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(named)}: {reason}" for reason, named in names.items())
+
+
+def architectures(config: Config) -> dict[str, str]:
+    """The architecture of each target of `config`, by name; whether anybody can build it is another question.
+
+    Raises:
+        ConfigError: A target names no backend that there is.
+        CannotBuildError: A target asks this machine for its GPU, and there is none.
+    """
+    here = gpus_here()
+    targets = config.targets.values()
+    return {target.name: _resolve(target, config.backend.name, here, _tell_nobody).architecture for target in targets}
+
+
+def _tell_nobody(text: str) -> None:
+    """Which GPU a target `local` takes is told when it is built."""
 
 
 def refuse_precisions(config: Config, chosen: Sequence[BuildTarget]) -> None:
@@ -244,8 +278,8 @@ def _why_not(target: BuildTarget) -> str | None:
     )
 
 
-def _way_out(targets: Sequence[BuildTarget]) -> str:
-    fine = [target.name for target in targets if not _why_not(target)]
+def _way_out(targets: Sequence[BuildTarget], refused: Mapping[str, str]) -> str:
+    fine = [target.name for target in targets if target.name not in refused]
     if fine:
         return f"leave them out: targets=[{','.join(fine)}]; `trtforge doctor` says what this machine can build"
-    return "`trtforge doctor` says what this machine can build"
+    return "`trtforge doctor` says what this machine can build; workers build the rest: docs/deployments.md"

@@ -7,7 +7,6 @@ No Prefect here: the workers are processes of Prefect's own command line.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -15,15 +14,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from conf.errors import ConfigError
+from artifacts.errors import RemoteError, StoreError
+from artifacts.remote import Remote
+from conf.compose import compose
+from conf.errors import ConfigError, suggest
+from pipelines import announced
 from pipelines.deployments import CPU, GPU_QUEUES, POOL
 from pipelines.errors import EngineError
+from pipelines.orphans import end_with
 from pipelines.prefect_server import OFFLINE
 from stages import backends
 from stages.gpus import Gpu, Gpus, architecture
@@ -70,12 +75,21 @@ class Place:
 
 @dataclass
 class Workers:
-    """The worker processes of this machine."""
+    """The worker processes of this machine.
+
+    Attributes:
+        places: What they serve.
+        versions: Backend, in short -> its installed version.
+        pool: The work pool.
+        run_once: Whether each ends after one look for runs.
+        remote: Where others find them that send steps to their queues; None where they take whole builds only.
+    """
 
     places: Sequence[Place]
     versions: Mapping[str, str]
     pool: str = POOL
     run_once: bool = False
+    remote: Remote | None = None
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _stopping: bool = False
 
@@ -83,12 +97,15 @@ class Workers:
         """Starts them, and comes back when they have ended: on Ctrl-C, or each after one look with `run_once`.
 
         Raises:
+            RemoteError: The remote cannot be used.
             EngineError: One ended by itself; the others are stopped, as whoever watches this process starts it anew.
         """
         asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._stop) for number in asked}
         try:
             for place in self.places:
+                if self.remote:
+                    announced.announce(self.remote, announced.own(place.name(self.versions), place.queue, place.gpu))
                 self._processes.append(self._start(place))
             ended = self._first_to_end()
         finally:
@@ -122,7 +139,8 @@ class Workers:
             env={**os.environ, **_talkative(), **place.environment},
             stdout=sys.stderr,
             start_new_session=True,
-            preexec_fn=partial(_die_with, os.getpid()),  # there are no threads yet
+            # A worker that nobody watches takes runs unseen. There are no threads yet.
+            preexec_fn=partial(end_with, os.getpid(), signal.SIGTERM),
         )
 
     def _command(self, place: Place) -> list[str]:
@@ -135,6 +153,10 @@ class Workers:
         self._stopping = True
 
     def _end(self) -> None:
+        if self.remote:
+            with suppress(RemoteError):  # the server finds out, too: it hears no heartbeats any more
+                for place in self.places:
+                    announced.withdraw(self.remote, place.name(self.versions))
         for process in self._processes:
             process.terminate()  # nothing, where it has ended
         deadline = time.monotonic() + STOP_SECONDS
@@ -146,16 +168,20 @@ class Workers:
                 process.wait()
 
 
-def places(here: Gpus, cpu_runs: int = 1) -> list[Place]:
+def places(here: Gpus, cpu_runs: int = 1, queues: Sequence[str] = ()) -> list[Place]:
     """What this machine can serve: each of its GPUs, and the queue `cpu`.
 
     Args:
         here: Its GPUs.
+        queues: Further queues, whose runs see no GPU: TensorRT-RTX builds for a GPU that is elsewhere.
         cpu_runs: Runs of the queue `cpu` at once; each uses all cores, as far as its steps can.
 
     Raises:
-        ConfigError: There is no queue for a GPU here.
+        ConfigError: There is no queue for a GPU here, or none of such a name.
     """
+    for queue in queues:
+        if queue not in GPU_QUEUES:
+            raise ConfigError(f"--queue {queue}: there is no such queue", suggest(queue, GPU_QUEUES))
     found = [Place(architecture(gpu.compute_capability), gpu) for gpu in here.found]
     for place in found:
         if place.queue not in GPU_QUEUES:
@@ -163,7 +189,21 @@ def places(here: Gpus, cpu_runs: int = 1) -> list[Place]:
                 f"there is no queue for {Gpus(here.found)}: TensorRT does not build for {place.queue}",
                 "leave it out with CUDA_VISIBLE_DEVICES=GPU-…",
             )
+    found += [Place(queue) for queue in dict.fromkeys(queues)]
     return [*found, *([Place(CPU, runs=cpu_runs)] if cpu_runs else [])]
+
+
+def own_remote() -> Remote | None:
+    """The remote of a run that is told no other; None where there is none.
+
+    Raises:
+        ConfigError: It names none that there could be.
+    """
+    config = compose([], []).store
+    try:
+        return Remote(config.remote, config.remote_limit_s) if config.remote else None
+    except StoreError as error:
+        raise ConfigError(error.what, error.next_step) from error
 
 
 def installed() -> dict[str, str]:
@@ -177,22 +217,20 @@ def report(workers: Workers, here: Gpus) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in workers.versions.items()) or "no backend"
     lines = [f"worker of pool {workers.pool} on {socket.gethostname()}, {Path.cwd()}: {versions}"]
     for place in workers.places:
-        shown = f"{place.gpu.name} ({place.gpu.compute_capability}), {place.gpu.uuid}" if place.gpu else "any machine's"
+        gpu = place.gpu
+        shown = f"{gpu.name} ({gpu.compute_capability}), {gpu.uuid}" if gpu else "no GPU is needed"
         lines.append(f"queue {place.queue}: {shown}, {place.runs} at once")
     if not here.found:
-        lines.append(f"no queue of a GPU: {here.reason}")
+        lines.append(f"no GPU: {here.reason}")
+    lines.append(
+        f"steps that others send come through {workers.remote.url}"
+        if workers.remote
+        else "steps that others send are not taken: TRTFORGE_REMOTE names no remote"
+    )
     return lines
 
 
 def _talkative() -> dict[str, str]:
     """A service's log is all that it says: Prefect's lines are shown, unless the user has chosen."""
-    level = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
-    return {level: "INFO"} if os.environ.get(level) == OFFLINE[level] else {}
-
-
-def _die_with(parent: int) -> None:
-    """Has the kernel end this process when its parent dies: a worker that nobody watches takes runs unseen."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
+    levels = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO", "PREFECT_LOGGING_INTERNAL_LEVEL": "ERROR"}
+    return {name: level for name, level in levels.items() if os.environ.get(name) == OFFLINE[name]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,11 @@ def described(wanted: str, able: Sequence[Gpu]) -> dict[str, JSON]:
     """
     names = [gpu.name for gpu in able]
     return {"cpu": cpu(), "cores": cores(), "gpu": wanted if wanted in names else next(iter(names), None)}
+
+
+def platform_name() -> str:
+    """The fact `platform`: the operating system and CPU that plans built here are for, such as `linux_x86_64`."""
+    return f"{sys.platform}_{platform.machine()}"
 
 
 @cache

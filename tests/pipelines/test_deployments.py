@@ -88,7 +88,7 @@ def test_a_file_that_cannot_be_read_is_one_error(tmp_path):
 
 def test_a_catalog_is_rebuilt_and_watched_without_the_model_of_the_build():
     text = written(["model=digits", "flow=fp16"], [], [], ["digits"])
-    build, rebuild, watch = (each.said["parameters"] for each in parsed(text, PATH).deployments)
+    build, rebuild, watch, _ = (each.said["parameters"] for each in parsed(text, PATH).deployments)
     assert build == {"overrides": ["model=digits", "flow=fp16"]}
     assert rebuild == {"overrides": ["flow=fp16"], "models": ["digits"]}
     assert watch == {"overrides": ["flow=fp16"]}
@@ -101,5 +101,4 @@ def test_definitions_of_the_users_own_and_anchors_are_his():
 
 
 def test_triggers_may_hold_what_prefect_fills_in():
-    text = TEXT.replace("    expect: [", '    parameters: {overrides: ["{{ event.payload.to }}"]}\n    expect: [')
-    assert "{{ event" in str(parsed(text, PATH).deployments[1].said["triggers"])
+    assert "{{ event.resource.name }}" in str(parsed(TEXT, PATH).deployments[1].said["triggers"])

@@ -40,7 +40,17 @@ def test_without_a_gpu_the_cpu_queue_alone_is_served_and_the_reason_is_told():
     assert [place.queue for place in workers.places] == ["cpu"]
     told = worker.report(workers, here)
     assert "rtx 1.7.1.116" in told[0]
-    assert told[-1] == "no queue of a GPU: no NVIDIA driver is loaded"
+    assert told[-2:] == [
+        "no GPU: no NVIDIA driver is loaded",
+        "steps that others send are not taken: TRTFORGE_REMOTE names no remote",
+    ]
+
+
+def test_queues_of_gpus_that_are_elsewhere_are_served_where_one_asks_for_them():
+    found = places(Gpus((L4,)), cpu_runs=0, queues=["sm_75", "sm_120", "sm_75"])
+    assert [(place.queue, place.gpu) for place in found] == [("sm_89", L4), ("sm_75", None), ("sm_120", None)]
+    with pytest.raises(ConfigError, match="--queue sm_99: there is no such queue"):
+        places(Gpus(()), queues=["sm_99"])
 
 
 def test_a_gpu_that_no_queue_is_for_is_refused():
