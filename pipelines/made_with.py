@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from artifacts.record import Record
 from artifacts.store import Store
-from stages import backends, installed
+from pipelines.builders import Builders
+from stages import installed
+from stages.gpus import architecture
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,22 @@ def tools(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(versions)) for name, versions in found.items()}
 
 
-def reruns(records: Sequence[Record]) -> list[Rerun]:
-    """The steps whose keys hold versions that are not installed, in the order of their names.
+def reruns(records: Sequence[Record], builders: Builders) -> list[Rerun]:
+    """The steps whose keys hold versions that would not run them now, in the order of their names.
 
     The same bytes may have come out with several versions: one of them that is installed is enough.
     """
     used: dict[tuple[str, str], set[str]] = defaultdict(set)
+    here: dict[str, str | None] = {}
     for record in records:
         step = str(record.provenance.get("step") or record.fields["stage"])
-        for name, version in _versions(record):
+        for name, version in record.fields["tools"].items():
             used[step, name].add(version)
-    here = {name: _installed(name) for _, name in used}
+            here[name] = installed.version(name)
+        facts = record.fields["facts"]
+        if "backend_version" in facts:
+            used[step, facts["backend"]].add(facts["backend_version"])
+            here[facts["backend"]] = _now(facts, builders)
     return [
         Rerun(step, name, tuple(sorted(versions)), here[name])
         for (step, name), versions in sorted(used.items())
@@ -101,15 +109,10 @@ def reruns(records: Sequence[Record]) -> list[Rerun]:
     ]
 
 
-def _versions(record: Record) -> Iterator[tuple[str, str]]:
-    facts = record.fields["facts"]
-    if "backend_version" in facts:
-        yield facts["backend"], facts["backend_version"]
-    yield from record.fields["tools"].items()
-
-
-def _installed(name: str) -> str | None:
-    return backends.installed_version(name) if name in backends.BACKENDS else installed.version(name)
+def _now(facts: Mapping[str, Any], builders: Builders) -> str | None:
+    """The version of a step's backend by which it would run now."""
+    capability = facts.get("compute_capability")  # what only asks the parser has none
+    return builders.version(facts["backend"], architecture(capability) if capability else "")
 
 
 def _inputs(record: Record) -> Iterator[str]:

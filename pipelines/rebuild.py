@@ -106,6 +106,31 @@ def choose(overrides: Sequence[str], models: Sequence[str] | None, config_dirs: 
     return list(dict.fromkeys(models))
 
 
+def of_architecture(architecture: str | None, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Sequence[str]:
+    """`overrides`, with those of their targets alone that are of an architecture, where one is named.
+
+    Args:
+        architecture: Such as `sm_89`; None for all targets.
+        overrides: Hydra overrides, for every model.
+        config_dirs: The user's own config directories.
+
+    Raises:
+        ConfigError: No target is of it.
+        CannotBuildError: A target is `local`, and this machine has no GPU.
+    """
+    if not architecture:
+        return overrides
+    from conf.compose import compose
+    from pipelines.targets import architectures
+
+    found = architectures(compose(overrides, config_dirs))
+    own = [name for name, its in found.items() if its == architecture]
+    if not own:
+        told = ", ".join(f"{name} ({its})" for name, its in found.items())
+        raise ConfigError(f"no target is of {architecture}: there are {told}", "name others: targets=[l4]")
+    return [*overrides, f"targets=[{','.join(own)}]"]
+
+
 def rebuild(
     overrides: Sequence[str],
     models: Sequence[str],

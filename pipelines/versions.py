@@ -20,6 +20,7 @@ from artifacts.store import Store
 from conf.compose import compose
 from conf.schema import LOCAL, Config
 from pipelines import made_with, package_index
+from pipelines.builders import Builders
 from pipelines.document import console
 from pipelines.made_with import Lineage
 from pipelines.package_index import Answer
@@ -34,7 +35,7 @@ ONNXRUNTIME = "onnxruntime"
 """Besides the backends: what runs the references, and calibrates."""
 
 CURRENT, BEHIND, AHEAD, UNKNOWN, SUPERSEDED = "current", "behind", "ahead", "unknown", "superseded"
-"""How a plan stands to what is installed here; `unknown`: its backend is not installed here."""
+"""How a plan stands to what would build it now; `unknown`: its backend is nowhere known to be installed."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Change:
     Attributes:
         backend: `tensorrt_rtx`.
         before: The version that its plans were built with.
-        after: The version that is installed.
+        after: The version that would build them now.
         architecture: `sm_89`.
         models: Those whose published plans a rebuild would replace, sorted.
     """
@@ -177,8 +178,8 @@ def watch(
     config = compose(overrides, config_dirs)
     store = Store(Path(config.store.root))
     plans = published(store, config, overrides)
-    packages = _packages(plans, config)
-    told, found = described(plans, store, packages), changes(plans)
+    packages, builders = _packages(plans, config), Builders(config.store)
+    told, found = described(plans, store, packages, builders), changes(plans, builders)
     if not emit:
         return Watched(packages, told, found)
     from pipelines import version_events
@@ -202,11 +203,13 @@ def status(overrides: Sequence[str], config_dirs: Sequence[Path]) -> dict[str, A
     config = compose(overrides, config_dirs)
     store = Store(Path(config.store.root))
     plans = published(store, config, overrides)
-    found = standings(plans)
+    builders = Builders(config.store)
+    found = standings(plans, builders)
     known = {plan.backend: backends.installed_version(plan.backend) for plan in plans}
     return {
         "ok": True,
         "installed": {name: known[name] for name in sorted(known)},
+        "workers": _workers(plans, builders),
         "plans": [_entry(plan, found[plan.name]) | _moved(store, plan) for plan in plans],
     }
 
@@ -218,36 +221,40 @@ def published(store: Store, config: Config, overrides: Sequence[str]) -> list[Pu
     return [plan for plan in found if plan is not None and chosen(plan)]
 
 
-def described(plans: Sequence[Published], store: Store, packages: Mapping[str, Package]) -> list[dict[str, Any]]:
+def described(
+    plans: Sequence[Published], store: Store, packages: Mapping[str, Package], builders: Builders
+) -> list[dict[str, Any]]:
     """What `watch` says of each of `plans`, as `--json` prints it."""
-    found, counts = standings(plans), _counted(plans)
+    found, counts = standings(plans, builders), _counted(plans, builders)
     lineage = Lineage.of(store) if plans else Lineage(store)
     return [
-        _watched(plan, found[plan.name], packages[plan.backend], lineage if counts[plan.place] == plan else None)
+        _watched(
+            plan, found[plan.name], packages[plan.backend], builders, lineage if counts[plan.place] == plan else None
+        )
         for plan in plans
     ]
 
 
-def standings(plans: Sequence[Published]) -> dict[str, str]:
-    """How each plan stands to what is installed, by name; those below the one that counts are superseded."""
-    counts = _counted(plans)
+def standings(plans: Sequence[Published], builders: Builders) -> dict[str, str]:
+    """How each plan stands to what would build it now, by name; those below the one that counts are superseded."""
+    counts = _counted(plans, builders)
     return {
         plan.name: SUPERSEDED
         if backends.is_before(plan.version, counts[plan.place].version)
-        else _standing(plan.version, backends.installed_version(plan.backend))
+        else _standing(plan.version, builders.version(plan.backend, plan.architecture))
         for plan in plans
     }
 
 
-def changes(plans: Sequence[Published]) -> list[Change]:
+def changes(plans: Sequence[Published], builders: Builders) -> list[Change]:
     """What upgrades mean for those of `plans` that are behind, one for each architecture and version."""
-    found = standings(plans)
+    found = standings(plans, builders)
     models: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for plan in plans:
         if found[plan.name] == BEHIND:
             models[plan.architecture, plan.backend, plan.version].add(plan.model)
     return [
-        Change(backend, version, backends.installed_version(backend) or "", arch, tuple(sorted(own)))
+        Change(backend, version, builders.version(backend, arch) or "", arch, tuple(sorted(own)))
         for (arch, backend, version), own in sorted(models.items())
     ]
 
@@ -294,6 +301,9 @@ def print_status(found: Mapping[str, Any]) -> None:
     screen.print(table)
     here = ", ".join(f"{name} {version or '(not installed)'}" for name, version in found["installed"].items())
     screen.print(f"installed here: {here}", markup=False, highlight=False)
+    for queue, versions in found["workers"].items():
+        told = ", ".join(f"{name} {version}" for name, version in versions.items())
+        screen.print(f"workers of {queue}: {told}", markup=False, highlight=False)
 
 
 def _would(plan: Mapping[str, Any]) -> str:
@@ -351,14 +361,24 @@ def _architectures(config: Config) -> Iterator[str]:
             yield architecture(target.compute_capability)
 
 
-def _counted(plans: Sequence[Published]) -> dict[tuple[str, ...], Published]:
+def _counted(plans: Sequence[Published], builders: Builders) -> dict[tuple[str, ...], Published]:
     """The plan of each place that counts: that of the installed release, else that of the highest version."""
     found: dict[tuple[str, ...], Published] = {}
     for plan in sorted(plans, key=lambda plan: _order(plan.version)):
         before = found.get(plan.place)
-        if before is None or before.version != backends.installed_version(plan.backend):
+        if before is None or before.version != builders.version(plan.backend, plan.architecture):
             found[plan.place] = plan
     return found
+
+
+def _workers(plans: Sequence[Published], builders: Builders) -> dict[str, dict[str, str]]:
+    """Queue -> backend -> version, where workers build what is published, and not this machine."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for plan in plans:
+        version = builders.version(plan.backend, plan.architecture)
+        if version is not None and version != backends.installed_version(plan.backend):
+            found[plan.architecture][plan.backend] = version
+    return dict(found)
 
 
 def _standing(built_with: str, here: str | None) -> str:
@@ -431,13 +451,15 @@ def _backend(name: str, answer: Answer) -> Package:
     return Package(backends.installed_version(name), taken[0] if taken else None, newest, reason)
 
 
-def _watched(plan: Published, standing: str, package: Package, lineage: Lineage | None) -> dict[str, Any]:
+def _watched(
+    plan: Published, standing: str, package: Package, builders: Builders, lineage: Lineage | None
+) -> dict[str, Any]:
     """The document of a plan; without a lineage another plan of its place counts, and no rebuild is due for it."""
     records = [] if lineage is None else list(lineage.records(plan.key, plan.model))
-    reruns = made_with.reruns(records)
+    reruns = made_with.reruns(records, builders)
     return {
         **_entry(plan, standing),
-        "installed": package.installed,
+        "installed": builders.version(plan.backend, plan.architecture),
         "available": package.available,
         "tools": {name: list(versions) for name, versions in sorted(made_with.tools(records).items())},
         "rebuild_due": lineage is not None and (bool(reruns) or not records),

@@ -53,7 +53,7 @@ def tell_of_a_version(server):
         "id": str(uuid4()),
         "occurred": datetime.now(timezone.utc).isoformat(),
         "event": "trtforge.tensorrt.version.changed",
-        "resource": {"prefect.resource.id": "trtforge.tensorrt.sm_89"},
+        "resource": {"prefect.resource.id": "trtforge.tensorrt.sm_89", "prefect.resource.name": "sm_89"},
     }
     request = urllib.request.Request(
         f"{server}/events", json.dumps([event]).encode(), {"Content-Type": "application/json"}, method="POST"
@@ -90,6 +90,8 @@ def test_a_deployed_build_is_built_by_a_worker_once_and_a_changed_version_starts
     run = ended(server, first)
     assert run["state_name"] == "Completed", worked.err
     assert run["work_queue_name"] == "cpu"
+    assert run["name"] == "digits-fp32"
+    assert {"trtforge", "model:digits", "flow:fp32", "target:l4", "sm_89"} <= set(run["tags"])
     # One command line and one deployment share the store: there is nothing left to do.
     status = forge("status", "--json", *OVERRIDES)
     assert status.code == 0 and set(status.states().values()) == {"cached"}
@@ -106,7 +108,8 @@ def test_a_deployed_build_is_built_by_a_worker_once_and_a_changed_version_starts
 
         tell_of_a_version(server)
         rebuild = get(server, "deployments/name/trtforge-rebuild/rebuild-nightly")
-        assert ended(server, started_by_an_event(server, rebuild))["state_name"] == "Completed"
+        third = ended(server, started_by_an_event(server, rebuild))
+        assert third["state_name"] == "Completed" and third["parameters"]["architecture"] == "sm_89"
     finally:
         worker.send_signal(signal.SIGTERM)
         _, err = worker.communicate(timeout=30)

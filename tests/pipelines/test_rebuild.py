@@ -92,3 +92,11 @@ def test_the_exit_code_is_that_of_the_first_model_that_is_not_up_to_date():
     assert rebuild.code([done]) is Exit.DONE
     assert rebuild.code([done, gone, late]) is Exit.NOBODY_CAN_BUILD
     assert rebuild.total([gone, late]) == "2 models: 2 wrong"
+
+
+def test_of_an_architecture_only_its_targets_are_rebuilt():
+    overrides = ["flow=fp16", "targets=[l4,a10,rtx4090]"]
+    assert rebuild.of_architecture("sm_89", overrides, []) == [*overrides, "targets=[l4,rtx4090]"]
+    assert rebuild.of_architecture(None, overrides, []) == overrides
+    with pytest.raises(ConfigError, match=r"no target is of sm_90: there are l4 \(sm_89\), a10 \(sm_86\)"):
+        rebuild.of_architecture("sm_90", overrides, [])

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 from artifacts import publications
 from artifacts.record import Record
+from artifacts.remote import Remote
 from artifacts.store import Store
 from conf.compose import compose
-from pipelines import versions
+from conf.schema import StoreConfig
+from pipelines import announced, versions
+from pipelines.builders import Builders
 from pipelines.session import published_files
 from pipelines.versions import Published
 from stages import backends
@@ -29,6 +32,8 @@ HERE = backends.installed_version("tensorrt_rtx") or ""
 NEWER = "1.7.99.1"
 INT8 = "digits/{}/rtx-{}/int8"
 L4 = ("targets=[l4]", "runner=local")
+LOCAL = Builders(StoreConfig(root=""))
+"""Nobody shares anything with this machine."""
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +170,7 @@ def watched(forge: Forge, model: str = "model.name=digits") -> dict[str, Any]:
     store = Store(forge.store)
     overrides = [f"store.root='{forge.store}'", "targets=[l4]", model]
     (plan,) = versions.published(store, compose(overrides, []), overrides)
-    return versions.described([plan], store, {"tensorrt_rtx": versions.Package(HERE)})[0]
+    return versions.described([plan], store, {"tensorrt_rtx": versions.Package(HERE)}, LOCAL)[0]
 
 
 def with_onnxruntime(version: str, *stages: str) -> Callable[[Record], Record]:
@@ -235,26 +240,26 @@ def test_of_the_releases_of_one_plan_that_of_the_installed_counts_else_the_highe
 
     plans = [named(version) for version in sorted(found)]
     counts = HERE if HERE in found else max(found, key=numbers)
-    told = versions.standings(plans)
+    told = versions.standings(plans, LOCAL)
     for version in found:
         standing = "current" if version == HERE else "behind" if numbers(version) < numbers(HERE) else "ahead"
         expected = "superseded" if numbers(version) < numbers(counts) else standing
         assert told[named(version).name] == expected
     due = [counts] if numbers(counts) < numbers(HERE) else []
-    assert [change.before for change in versions.changes(plans)] == due
+    assert [change.before for change in versions.changes(plans, LOCAL)] == due
 
 
 def test_a_plan_behind_beside_one_that_is_current_asks_for_no_rebuild() -> None:
     plans = [named(OLDER), named(HERE), named(OLDER, "fp16")]
-    (change,) = versions.changes(plans)
+    (change,) = versions.changes(plans, LOCAL)
     assert (change.before, change.after, change.models) == (OLDER, HERE, ("net",))
-    assert versions.standings(plans)[named(OLDER).name] == "superseded"
-    assert versions.changes(plans[:2]) == []
+    assert versions.standings(plans, LOCAL)[named(OLDER).name] == "superseded"
+    assert versions.changes(plans[:2], LOCAL) == []
 
 
 def test_who_went_back_to_an_older_release_whose_plans_are_there_has_nothing_to_rebuild(tmp_path: Path) -> None:
     plans = [named(HERE), named(NEWER)]
-    told = versions.described(plans, Store(tmp_path), {"tensorrt_rtx": versions.Package(HERE)})
+    told = versions.described(plans, Store(tmp_path), {"tensorrt_rtx": versions.Package(HERE)}, LOCAL)
     assert [plan["standing"] for plan in told] == ["current", "ahead"]
     assert [plan["rebuild_due"] for plan in told] == [True, False]  # the first for its record, which is not here
 
@@ -287,3 +292,19 @@ def test_versions_go_with_nothing_else_of_status(other: str, forge: Forge) -> No
 def test_an_empty_store_has_nothing_to_say(forge: Forge) -> None:
     assert forge("status", "--versions").out == "no such plan is published\n"
     assert not forge.store.exists() or not forge.records()
+
+
+def test_what_a_queues_workers_build_stands_to_their_version(tmp_path: Path) -> None:
+    """TensorRT is not installed here, and its plans are built by workers that have announced themselves."""
+    remote = Remote(str(tmp_path / "remote"), 60.0)
+    for host, version in (("one", "11.4.0.106"), ("two", "11.3.0.99")):
+        worker = announced.own(f"{host} sm_90", "sm_90", None)
+        announced.announce(remote, replace(worker, versions={"tensorrt": version, "tensorrt_rtx": NEWER}))
+    builders = Builders(StoreConfig(root="", remote=remote.url))
+    old = Published("net/sm_90/trt-11.3.0.99/fp16@h100", "0" * 64, "net", "sm_90", "trt-11.3.0.99", "fp16", "h100",
+                    "tensorrt", "11.3.0.99")  # fmt: skip
+    other = replace(old, name="net/sm_80/trt-11.3.0.99/fp16@a100", architecture="sm_80", target="a100")
+    plans = [old, other, named(HERE)]
+    assert [*versions.standings(plans, builders).values()] == ["behind", "unknown", "current"]
+    (change,) = versions.changes(plans, builders)
+    assert (change.architecture, change.before, change.after) == ("sm_90", "11.3.0.99", "11.4.0.106")
