@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipelines.report.blocks import Block, Facts, Report, Sentence, Table
 
@@ -13,9 +14,16 @@ MOST_ROWS = 50
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 
 
-def markdown(report: Report) -> str:
-    """The report, the title first."""
+def markdown(report: Report, command: str, store: Path) -> str:
+    """The report, the title first.
+
+    Args:
+        report: What it says.
+        command: Writes the whole of it.
+        store: Where that finds it.
+    """
     lines = [f"# {_plain(report.title)}", "", *(f"- {_plain(sentence.text)}" for sentence in report.verdict)]
+    lines.append(f"- All of it, with charts: {_code(command)}, with the store {_code(str(store))}")
     for section in report.sections:
         lines += ["", f"## {_plain(section.title)}"]
         for block in section.blocks:
@@ -44,6 +52,12 @@ def _table(table: Table) -> Iterator[str]:
 
 def _row(cells: Iterator[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _code(text: str) -> str:
+    """`text` as it is, which may itself hold backticks."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
 
 
 def _plain(text: str) -> str:

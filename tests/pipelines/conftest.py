@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,32 +142,42 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     One for each test process: who uses it is of `xdist_group("prefect")`.
     """
+    with prefect_server(tmp_path_factory.mktemp("prefect"), {}, "--no-ui") as address:
+        yield f"{address}/api"
+
+
+@contextmanager
+def prefect_server(home: Path, variables: Mapping[str, str], *options: str) -> Iterator[str]:
+    """The address of a Prefect server whose database is in `home`, for as long as the block runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
+    address = f"http://127.0.0.1:{port}"
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_UI_API_URL": f"{address}/api",
+        **variables,
     }
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("prefect")), "server", "start", "--port", str(port), "--no-ui"],
+        [str(Path(sys.executable).with_name("prefect")), "server", "start", "--port", str(port), *options],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    api = f"http://127.0.0.1:{port}/api"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{api}/health", timeout=1)
-            break
-        except OSError:
-            assert time.monotonic() < deadline and process.poll() is None, "the server does not start"
-            time.sleep(0.2)
-    yield api
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(30)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/api/health", timeout=1)
+                break
+            except OSError:
+                assert time.monotonic() < deadline and process.poll() is None, "the server does not start"
+                time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def ask(api, path, **body):
 def runs_of(api, store):
     """The flow runs whose overrides name `store`, oldest first."""
     found = ask(api, "flow_runs/filter", sort="START_TIME_ASC")
-    return [run for run in found if any(str(store) in text for text in run["parameters"]["overrides"])]
+    return [run for run in found if any(str(store) in text for text in run["parameters"].get("overrides", []))]
 
 
 def task_states(api, run):
@@ -266,9 +267,15 @@ for flow, arguments in (
     assert collected.startswith("would delete 0 things")
     assert "gone.safetensors" in refitted
     assert watched == "0 published plans, 0 changes, 0 new"
-    runs = [(run["state_name"], run["name"]) for run in runs_of(server, tmp_path / "store")]
-    assert [state for state, _ in runs] == ["Failed", "Completed", "Completed", "Failed", "Completed"]
-    assert runs[1][1] == "net_a-export"  # of the three the one that had something to do
+    runs = runs_of(server, tmp_path / "store")
+    assert [(run["state_name"], run["name"]) for run in runs] == [
+        ("Failed", "rebuild of 3 models"),
+        ("Completed", "net_a-export"),  # of the three the one that had something to do
+        ("Completed", "gc"),
+        ("Failed", "refit"),
+        ("Completed", "watch"),
+    ]
+    assert all("trtforge" in run["tags"] for run in runs)
 
 
 def test_a_killed_build_leaves_no_server_behind(tmp_path):
@@ -298,3 +305,33 @@ def servers_for(forge):
         except OSError:
             continue  # it has just ended
     return found
+
+
+def test_of_two_builds_that_want_one_plan_one_builds_it_and_for_the_other_it_is_cached(tmp_path, server, child_of):
+    forge = Forge(tmp_path, {"PREFECT_API_URL": server})
+    given = ("build", "--json", f"store.root={forge.store}", "flow=fp32", "targets=[l4]")
+    first = forge.start(*given)
+    child = child_of(first, "build")
+    os.kill(child, signal.SIGSTOP)
+    second = forge.start(*given)
+    while "build[l4]: waiting for" not in (line := second.stderr.readline()):
+        assert line, "it has not waited"
+    os.kill(child, signal.SIGCONT)
+    ended = [json.loads(build.communicate(timeout=120)[0]) for build in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    step = next(index for index, each in enumerate(ended[0]["steps"]) if each["step"] == "build")
+    assert [document["steps"][step]["state"] for document in ended] == ["built", "cached"]
+    names = [task_states(server, run)["build[l4]"] for run in runs_of(server, forge.store)]
+    assert sorted(names) == ["Cached", "Completed"]
+
+
+def test_a_step_that_fails_is_not_tried_again_whatever_prefects_settings_say(tmp_path, server):
+    again = {"PREFECT_FLOWS_DEFAULT_RETRIES": "2", "PREFECT_TASKS_DEFAULT_RETRIES": "2"}
+    forge = Forge(tmp_path, {"PREFECT_API_URL": server, **again})
+    late = ("steps.surgery.time_limit_s=0.01", "steps.surgery.config.compare_max_bytes=0")
+    assert forge("build", f"store.root={forge.store}", "flow=export", *late).code == 1
+    (run,) = runs_of(server, forge.store)
+    assert (run["state_name"], run["run_count"]) == ("Failed", 1)
+    assert task_states(server, run) == {"export": "Completed", "surgery": "Failed"}
+    tasks = ask(server, "task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    assert {task["name"]: task["run_count"] for task in tasks} == {"export": 1, "surgery": 1}
