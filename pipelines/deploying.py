@@ -6,7 +6,6 @@ deploy changes nothing, and a dry run is the same list without the last step.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,8 +24,13 @@ from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitUpdate,
     WorkPoolCreate,
 )
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterTags,
+    WorkerFilter,
+    WorkerFilterStatus,
+)
+from prefect.client.schemas.objects import StateType, WorkerStatus
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound, PrefectException
@@ -36,8 +40,9 @@ from conf.compose import compose
 from conf.errors import ConfigError
 from pipelines.changes import Change
 from pipelines.deployed import Made, automation_of, fields_of, now_of, put, shipped_flows, told
-from pipelines.deployments import HEARTBEAT_SECONDS, NIGHTLY, POOL, TIMEZONE, Deployments, parsed, read, written
+from pipelines.deployments import NIGHTLY, POOL, TIMEZONE, Deployments, parsed, read, written
 from pipelines.errors import EngineError
+from stages.wording import first_line
 
 ZOMBIES = "trtforge: runs without heartbeats are Crashed"
 """The name of the automation that ends the runs whose process is gone."""
@@ -58,9 +63,9 @@ def server() -> Iterator[SyncPrefectClient]:
     except HTTPStatusError as error:
         raise EngineError(f"the Prefect server at {url} refuses: {error.response.text[:300]}") from error
     except (RequestError, PrefectException, RuntimeError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0]
         raise EngineError(
-            f"the Prefect server at {url} does not do it: {what}", "check PREFECT_API_URL and that its server runs"
+            f"the Prefect server at {url} does not do it: {first_line(error)}",
+            "check PREFECT_API_URL and that its server runs",
         ) from error
 
 
@@ -96,6 +101,18 @@ def require_pool(pool: str) -> None:
             f"the work pool {pool} is of type {found.type}, and trtforge worker serves pools of type process",
             f"prefect worker start --pool {pool}",
         )
+
+
+def workers_of(client: SyncPrefectClient, pool: str) -> set[str]:
+    """The names of the workers of a pool that the server has heard of lately: it forgives three heartbeats of 30 s."""
+    online = WorkerFilter(status=WorkerFilterStatus(any_=[WorkerStatus.ONLINE.value]))
+    found: set[str] = set()
+    try:
+        while page := client.read_workers_for_work_pool(pool, online, offset=len(found), limit=200):
+            found |= {worker.name for worker in page}
+    except ObjectNotFound:  # nobody deployed it
+        pass
+    return found
 
 
 def asked(
@@ -162,7 +179,6 @@ def serve_here(wanted: Deployments, limit: int) -> None:
         ConfigError: As `changes`; or no server is configured.
         EngineError: The server does not answer.
     """
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_SECONDS))  # read by the runs
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # Prefect ends its runs in good order, which takes a while
     with server() as client:
@@ -254,14 +270,19 @@ def _zombies(client: SyncPrefectClient, wanted: Deployments) -> list[Change]:
     if wanted.crashed_after_seconds is None:
         return []
     told_so = f"no heartbeat for {wanted.crashed_after_seconds} s: its process died"
+    heartbeat = "prefect.flow-run.heartbeat"
+    # A worker that dies while it starts a run leaves it Pending for ever: of eight killed at random three did.
+    begun = {f"prefect.flow-run.{state}" for state in ("Pending", "Submitting", "Running")}
     ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    waits = {f"prefect.flow-run.{state}" for state in ("Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot")}
     made = AutomationCore(
         name=ZOMBIES,
         trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *ended},
+            after={heartbeat, *begun},
+            expect={heartbeat, *ended, *waits},
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{POOL}"},
+            # By the flow's name: a run of the command line has no tag yet when its heartbeats begin.
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": f"{POOL}-*"},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

@@ -31,7 +31,11 @@ OFFLINE = {
     STARTUP_LIMIT: "120",
     # Steps are told on stderr by `pipelines.reporting`; Prefect's own lines go to its API.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    # Each event that a dead server does not take is a page; `pipelines.recording` says it in one line.
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "PREFECT_CLI_PROMPT": "false",
+    # The least that Prefect takes. With its own 180 s a run is known to be dead after minutes.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 """Defaults for Prefect's settings; a variable that the user has set wins."""
 

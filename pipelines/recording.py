@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from pipelines import prefect_server, schedule
 from pipelines.errors import EngineError, InterruptedBuildError
 from pipelines.execute import Outcome
 from pipelines.graph import Node
+from pipelines.progress import Progress
 from pipelines.rebuild import Rebuilt, rebuild
 from pipelines.reporting import Reporter
 from pipelines.session import Session
@@ -45,6 +46,10 @@ Begun = tuple[Node, "Future[Outcome]"]
 class FlowRun(Protocol):
     """An open flow run."""
 
+    @property
+    def id(self) -> str:
+        """The server's for it."""
+
     def is_final(self) -> bool:
         """Whether the server knows how it ended."""
 
@@ -58,19 +63,21 @@ class Followed:
 
     Attributes:
         session: The run.
-        reporter: What tells the user.
+        reporter: What tells the user, and how far its steps are.
         overrides: Hydra's, as they were given.
         config_dirs: The user's own config directories.
         cached: The steps that were found in the store before anything ran.
+        resumes: The id of a flow run that goes on with it; None for a new one.
         interrupted: Whether the user has stopped it.
         flow_run: What follows it; None while none is open.
     """
 
     session: Session
-    reporter: Reporter
+    reporter: Progress
     overrides: Sequence[str]
     config_dirs: Sequence[Path]
     cached: Sequence[str]
+    resumes: str | None = None
     interrupted: bool = False
     flow_run: FlowRun | None = None
     _begun: SimpleQueue[Begun | None] = field(default_factory=SimpleQueue)
@@ -97,6 +104,7 @@ class FollowedCatalog:
         overrides: Hydra's, as they were given.
         models: The names of all its models.
         config_dirs: The user's own config directories.
+        resumes: The id of a flow run that goes on with it; None for a new one.
         rows: How it went, model by model; complete when it has ended.
         interrupted: Whether the user has stopped it.
         flow_run: What follows it; None while none is open.
@@ -106,6 +114,7 @@ class FollowedCatalog:
     overrides: Sequence[str]
     models: Sequence[str]
     config_dirs: Sequence[Path]
+    resumes: str | None = None
     rows: list[Rebuilt] = field(default_factory=list)
     interrupted: bool = False
     flow_run: FlowRun | None = None
@@ -125,9 +134,13 @@ class FollowedCatalog:
 
 
 def run_with_prefect(
-    session: Session, reporter: Reporter, overrides: Sequence[str], config_dirs: Sequence[Path]
+    session: Session,
+    reporter: Reporter,
+    overrides: Sequence[str],
+    config_dirs: Sequence[Path],
+    resumes: str | None = None,
 ) -> None:
-    """Runs a session that is planned already as one flow run.
+    """Runs a session that is planned already as one flow run: a new one, or the one with the id `resumes`.
 
     A build does not fail for want of the temporary server; one whose user has named a server does.
 
@@ -136,6 +149,7 @@ def run_with_prefect(
         InterruptedBuildError: The user asked to stop.
     """
     followed = _followed(session, reporter, overrides, config_dirs)
+    followed.resumes = resumes
     recording = Recording(followed)
     with recording.breaking_off():
         _run(followed, recording)
@@ -143,15 +157,20 @@ def run_with_prefect(
 
 
 def rebuild_with_prefect(
-    overrides: Sequence[str], models: Sequence[str], config_dirs: Sequence[Path], reporter: Reporter, stop: Event
+    overrides: Sequence[str],
+    models: Sequence[str],
+    config_dirs: Sequence[Path],
+    reporter: Reporter,
+    stop: Event,
+    resumes: str | None = None,
 ) -> list[Rebuilt]:
-    """Brings a catalog up to date as one flow run; there is none where nothing is to be done.
+    """Brings a catalog up to date as one flow run, a new one or that with the id `resumes`; none with nothing to do.
 
     Raises:
         EngineError: The server that the user named cannot be reached.
         InterruptedBuildError: The user asked to stop.
     """
-    catalog = FollowedCatalog(reporter, overrides, models, config_dirs)
+    catalog = FollowedCatalog(reporter, overrides, models, config_dirs, resumes)
     recordings: list[Recording] = []
     breaking_off = ExitStack()
 
@@ -175,7 +194,7 @@ def rebuild_with_prefect(
 
 def _followed(session: Session, reporter: Reporter, overrides: Sequence[str], config_dirs: Sequence[Path]) -> Followed:
     cached = [name for name, outcome in session.outcomes.items() if outcome.done]
-    return Followed(session, reporter, overrides, config_dirs, cached)
+    return Followed(session, Progress(reporter), overrides, config_dirs, cached)
 
 
 def _run(followed: Followed, recording: Recording) -> None:
@@ -190,7 +209,7 @@ def _run(followed: Followed, recording: Recording) -> None:
         return future
 
     try:
-        with ThreadPoolExecutor(schedule.AT_ONCE) as pool:
+        with schedule.threads(session) as pool:
             schedule.run(session, reporter, submit)
     except (KeyboardInterrupt, InterruptedBuildError):
         followed.interrupted = True
@@ -239,12 +258,16 @@ class Recording:
         if not self._wait(SLOW_SECONDS):
             self._followed.reporter.note(f"all steps are over; {self._holdup()}")
             self._wait(RECORD_SECONDS)
-        self._drain(DRAIN_SECONDS)
+        # What the server has not heard by now it will hardly hear: nobody waits for it once more.
+        self._drain(DRAIN_SECONDS if self._is_recorded() else INTERRUPTED_SECONDS)
         self.require_server()
         if self._error is not None:
             self._followed.reporter.note(f"the run is not recorded in Prefect: {_first_line(self._error)}")
         elif not self._is_recorded():
-            self._followed.reporter.note(f"the run is not recorded in Prefect: no end after {RECORD_SECONDS:g} s")
+            after = f"no end after {RECORD_SECONDS:g} s"
+            if self._followed.flow_run is not None:
+                after += f"; when its server is back: trtforge resume {self._followed.flow_run.id}"
+            self._followed.reporter.note(f"the run is not recorded in Prefect: {after}")
 
     @contextmanager
     def breaking_off(self) -> Iterator[None]:

@@ -50,8 +50,14 @@ def update(
     return session
 
 
-def run(session: Session, reporter: Reporter, overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
-    """Runs the steps with the runner that the config names.
+def run(
+    session: Session,
+    reporter: Reporter,
+    overrides: Sequence[str],
+    config_dirs: Sequence[Path],
+    resumes: str | None = None,
+) -> None:
+    """Runs the steps with the runner that the config names; Prefect's has a new flow run or goes on with `resumes`.
 
     Raises:
         EngineError: The server that the user named cannot be reached.
@@ -64,4 +70,4 @@ def run(session: Session, reporter: Reporter, overrides: Sequence[str], config_d
     else:
         from pipelines.recording import run_with_prefect
 
-        run_with_prefect(session, reporter, overrides, config_dirs)
+        run_with_prefect(session, reporter, overrides, config_dirs, resumes)

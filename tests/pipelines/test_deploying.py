@@ -70,6 +70,9 @@ def test_runs_whose_process_is_gone_are_ended_and_another_tensorrt_starts_a_rebu
     zombies = automations[ZOMBIES]
     assert (zombies["trigger"]["posture"], zombies["trigger"]["within"]) == ("Proactive", 90)
     assert zombies["actions"][0]["state"] == "CRASHED"
+    # Nor does a run stay Pending whose worker died while it started it.
+    assert {"prefect.flow-run.Pending", "prefect.flow-run.heartbeat"} <= {*zombies["trigger"]["after"]}
+    assert "prefect.flow-run.AwaitingConcurrencySlot" in zombies["trigger"]["expect"]
     changed = automations["rebuild-nightly__automation_1"]
     assert changed["trigger"]["expect"] == ["trtforge.tensorrt.version.changed"]
     nightly = get(server, "deployments/name/trtforge-rebuild/rebuild-nightly")
@@ -124,7 +127,8 @@ def test_what_the_file_does_not_name_any_more_is_told_and_left_alone(deployed):
     assert ran.code == 0, ran.err
     left = {change["what"] for change in ran.document["changes"] if not change["in_file"]}
     assert left == {
-        "deployment trtforge-watch/watch-versions", "automation rebuild-nightly__automation_1", f"automation {ZOMBIES}",
+        "deployment trtforge-watch/watch-versions", "deployment trtforge-target/target",
+        "automation rebuild-nightly__automation_1", f"automation {ZOMBIES}",
     }  # fmt: skip
     assert set(states(ran.document).values()) == {"left"}
 
