@@ -21,7 +21,9 @@ HEAVY = (
     *("onnx", "onnxruntime", "torch", "polygraphy", "tensorrt", "tensorrt_rtx", "onnxscript", "cuda"),
     *("PIL", "datasets", "pyarrow", "matplotlib", "jinja2"),
 )
-RUNS_PREFECT = ("pipelines.flows", "pipelines.deployed", "pipelines.deploying")
+RUNS_PREFECT = tuple(
+    f"pipelines.{name}" for name in ("deployed", "deploying", "flows", "limits", "resuming", "sending", "shown")
+)
 
 IMPORT = """
 import importlib, sys
