@@ -31,6 +31,7 @@ NOT_KEYED: Mapping[str, str] = {
     "gates.*": _READ_AT_THE_END,
     "store.*": "where an answer is kept does not change it",
     "runner": "the same steps run, with Prefect or without",
+    "routing": "facts of a target are those of the machine that builds it, wherever that is",
 }
 """Keys of the config, `*` for any name, with the reason."""
 

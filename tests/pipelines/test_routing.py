@@ -26,7 +26,8 @@ def remote(tmp_path):
 @pytest.fixture
 def plan(remote, monkeypatch):
     """What planning says of `targets=[h100] backend=tensorrt`, where these workers have announced themselves."""
-    monkeypatch.setenv("PREFECT_API_URL", SERVER)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     monkeypatch.setattr(routing, "may_be_named", lambda: True)
 
     def planned(*workers: Announcement, alive=None, overrides=("backend=tensorrt", "targets=[h100]"), shared=True):
@@ -35,7 +36,8 @@ def plan(remote, monkeypatch):
         names = {worker.worker for worker in workers} if alive is None else alive
         monkeypatch.setattr(routing, "_alive", lambda: (names, SERVER))
         place = [f"store.remote={remote.url}"] if shared else []
-        return targets.resolve(compose(["flow=fp32", *overrides, *place]))
+        with temporary_settings({PREFECT_API_URL: SERVER}):  # as of a variable, which Prefect has read long ago
+            return targets.resolve(compose(["flow=fp32", *overrides, *place]))
 
     return planned
 
