@@ -84,11 +84,11 @@ def test_a_run_of_somebody_elses_flow_is_left_alone(here):
 
 
 def test_an_unknown_one_is_answered_by_the_unfinished_of_a_name_like_it(here):
-    run = make_run(here, "CRASHED", name="digits-near-miss")
-    make_run(here, "COMPLETED", name="digits-near-mist")
-    with pytest.raises(ConfigError, match="no flow run 'digits-near-mis'") as raised:
-        resume("digits-near-mis")
-    assert raised.value.next_step == f"unfinished: digits-near-miss ({run['id']}, Crashed)"
+    run = make_run(here, "CRASHED", name="okapi-near-miss")
+    make_run(here, "COMPLETED", name="okapi-near-mist")
+    with pytest.raises(ConfigError, match="no flow run 'okapi-near-mis'") as raised:
+        resume("okapi-near-mis")
+    assert raised.value.next_step == f"unfinished: okapi-near-miss ({run['id']}, Crashed)"
 
 
 def test_the_beginning_of_an_id_will_do_where_one_run_has_it(here):
