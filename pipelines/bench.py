@@ -16,7 +16,7 @@ from conf.compose import compose
 from conf.errors import ConfigError
 from conf.schema import Config, Step
 from pipelines import schedule
-from pipelines.document import console
+from pipelines.document import bare_table, console
 from pipelines.execute import Outcome
 from pipelines.graph import Node, makes_plan
 from pipelines.reported import Reported
@@ -136,7 +136,6 @@ _TEXTS = {"point", "launch", "inputs"}
 
 def print_benchmarks(found: Benchmarks) -> None:
     """Prints a table for each target, headed by what ran where."""
-    from rich.table import Table
     from rich.text import Text
 
     screen = console()
@@ -148,9 +147,7 @@ def print_benchmarks(found: Benchmarks) -> None:
             screen.print(Text(line))
         if not report["points"]:
             continue
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in _COLUMNS:
-            table.add_column(name, justify="left" if name in _TEXTS else "right")
+        table = bare_table(*_COLUMNS, right=set(_COLUMNS) - _TEXTS)
         for point in report["points"]:
             for run in point["runs"]:
                 table.add_row(*map(Text, _row(point, run)))

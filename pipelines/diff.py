@@ -28,7 +28,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from artifacts import digest
@@ -38,7 +37,7 @@ from artifacts.record import Record
 from artifacts.store import Store
 from conf.errors import ConfigError
 from pipelines import layers, lookup
-from pipelines.document import console, in_bytes
+from pipelines.document import bare_table, console, in_bytes
 from pipelines.graph import MODEL
 from pipelines.layers import Plan
 from pipelines.reasons import Side, because, words
@@ -288,7 +287,8 @@ def _print_profile(found: Mapping[str, Any]) -> None:
         f"{counts['same']} the same, {counts['retyped']} in other types, {len(found['fusions'])} groups fused otherwise"
     )
     _say(f"layers{title}: {counts['a']} -> {counts['b']}: {told}")
-    table = _table("computes in", "layers", "products", "MACs", "weights")
+    numbers = ("layers", "products", "MACs", "weights")
+    table = bare_table("computes in", *numbers, right=numbers)
     for name, count in found["precisions"].items():
         cells = [
             _arrow(count["a"][what], count["b"][what], layers.in_macs if what == "macs" else _sized(what))
@@ -302,19 +302,12 @@ def _print_profile(found: Mapping[str, Any]) -> None:
 
 def _print_numbers(title: str, found: Mapping[str, Mapping[str, Any]], spell: Any) -> None:
     if found:
-        table = _table(title, "a", "b", "b / a")
+        numbers = ("a", "b", "b / a")
+        table = bare_table(title, *numbers, right=numbers)
         for name, each in found.items():
             cells = ["-" if each[side] is None else spell(each[side]) for side in ("a", "b")]
             table.add_row(f"  {name}", *cells, f"{each['b'] / each['a']:.3f}" if each["a"] and each["b"] else "-")
         console().print(table)
-
-
-def _table(first: str, *columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
 
 
 def _print_list(title: str, lines: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from artifacts.errors import StoreError
 from artifacts.store import Store
 from conf.compose import compose, options
 from conf.schema import LOCAL, Target
-from pipelines.document import console, in_bytes
+from pipelines.document import bare_table, console, in_bytes
 from pipelines.targets import gpus_here
 from stages import backends, machine
 from stages.gpus import Gpus, capabilities, capability
@@ -67,9 +67,8 @@ def print_examination(found: dict[str, Any]) -> None:
 
 
 def _table(targets: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("target", "GPU", "capability", "memory", *(f"builds: {name}" for name in backends.BACKENDS), "runs"):
-        table.add_column(column)
+    built_by = (f"builds: {name}" for name in backends.BACKENDS)
+    table = bare_table("target", "GPU", "capability", "memory", *built_by, "runs")
     names = dict.fromkeys(entry["target"] for entry in targets)
     for name in names:
         own = [entry for entry in targets if entry["target"] == name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from pipelines.session import Session
 from pipelines.targets import BuildTarget
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, JustifyMethod
+    from rich.table import Table
 
 PIPE_COLUMNS = 200
 """How wide a table may be that goes to a pipe or a file."""
@@ -84,15 +85,23 @@ def plain_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def print_rich_table(rows: Sequence[Sequence[str]], screen: Console) -> None:
     """Prints the rows as a table that fits the terminal."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, name in enumerate(_HEADER):
-        table.add_column(name, justify="left" if column < len(_HEADER) - _NUMBERS else "right")
+    table = bare_table(*_HEADER, right=_HEADER[-_NUMBERS:])
     for row in rows:
         table.add_row(*map(Text, row))
     screen.print(table)
+
+
+def bare_table(*columns: str, right: Collection[str] = (), fold: Collection[str] = ()) -> Table:
+    """A table without lines or rows; columns of numbers are at the `right`, those that `fold` show long names whole."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        justify: JustifyMethod = "right" if name in right else "left"
+        table.add_column(name, justify=justify, overflow="fold" if name in fold else "ellipsis")
+    return table
 
 
 def console() -> Console:

@@ -228,6 +228,7 @@ class _Open:
     """The open flow run of a command, for `recording`."""
 
     def __init__(self) -> None:
+        self.task_runs: Sequence[str] = ()
         self._flow_run = shown.flow_run()
 
     @property
@@ -274,10 +275,11 @@ class _TaskRuns:
         before = [self._shown[name] for name in node.before if name in self._shown]
         self._shown[node.id] = step.submit(node.id, return_state=False, wait_for=before)
 
-    def wait(self) -> None:
-        """Waits until all have ended."""
+    def wait(self) -> list[str]:
+        """Waits until all have ended, and gives their ids."""
         for future in self._shown.values():
             future.wait()
+        return [str(future.task_run_id) for future in self._shown.values()]
 
     def _id(self, node: str) -> UUID | None:
         future = self._shown.get(node)
@@ -296,12 +298,12 @@ def _call(flow_of_it: Any, arguments: dict[str, Any], resumes: str | None) -> No
 
 
 def _follow(followed: Followed) -> State[Any]:
-    followed.flow_run = _Open()
+    followed.flow_run = flow_run = _Open()
     shown.describe_session(followed.session, followed.reporter.note)
     with _TaskRuns(followed.cached, followed.reporter) as task_runs:
         for node, future in followed.begun():
             task_runs.show(node, future)
-        task_runs.wait()
+        flow_run.task_runs = task_runs.wait()
     if followed.interrupted:
         return Cancelled(message="interrupted")
     shown.show_plans(followed.session, followed.reporter.note)
@@ -309,7 +311,7 @@ def _follow(followed: Followed) -> State[Any]:
 
 
 def _follow_catalog(catalog: FollowedCatalog) -> State[Any]:
-    catalog.flow_run = _Open()
+    catalog.flow_run = flow_run = _Open()
     _describe_catalog(catalog.models, catalog.reporter)
     for followed in catalog.begun():
         # Not waited for to its own end: that waits 0.9 s for its thread of heartbeats.
@@ -317,6 +319,7 @@ def _follow_catalog(catalog: FollowedCatalog) -> State[Any]:
         child.start()
         while child.is_alive() and not (followed.flow_run and followed.flow_run.is_final()):
             child.join(0.01)
+        flow_run.task_runs = followed.flow_run.task_runs if followed.flow_run else ()
     return Cancelled(message="interrupted") if catalog.interrupted else _summed_up(catalog.rows, catalog.reporter)
 
 

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from artifacts import packing, publications
@@ -21,7 +20,7 @@ from artifacts.store import Hit, Store
 from conf.errors import ConfigError
 from conf.schema import Config
 from pipelines import child, lookup, sources
-from pipelines.document import console, in_bytes
+from pipelines.document import bare_table, console, in_bytes
 from stages import STAGES, backends, plan, plan_graph
 from stages.stage import Job, StageError
 
@@ -49,11 +48,8 @@ def print_plans(found: list[dict[str, Any]], saved: Mapping[str, int]) -> None:
     if not found:
         screen.print("no plans yet: run trtforge build")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("plan", "built", "published", "state"):
-        table.add_column(column)
-    for column in ("size", "on disk", "superseded, on disk of whole"):
-        table.add_column(column, justify="right")
+    numbers = ("size", "on disk", "superseded, on disk of whole")
+    table = bare_table("plan", "built", "published", "state", *numbers, right=numbers)
     for entry in found:
         size = "-" if entry["bytes"] is None else in_bytes(entry["bytes"])
         refused = "; ".join(line.partition(": ")[0] for line in entry["refused"])  # without what to do about it
@@ -196,9 +192,8 @@ def _operation(operation: Mapping[str, Any]) -> str:
 
 
 def _print_passes(passes: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("  pass", "nodes", "bytes", "did"):
-        table.add_column(column, overflow="fold")
+    columns = ("  pass", "nodes", "bytes", "did")
+    table = bare_table(*columns, fold=columns)
     for each in passes:
         own = {name: value for name, value in each.items() if name not in _MEASURED and value not in (0, {}, [], "ok")}
         did = ", ".join(f"{name}: {_plain(value)}" for name, value in own.items())

@@ -18,7 +18,7 @@ from artifacts.record import Record
 from artifacts.store import Store
 from conf.errors import ConfigError
 from pipelines import child, lookup
-from pipelines.document import console, in_bytes
+from pipelines.document import bare_table, console, in_bytes
 from stages import STAGES, backends, layer_report, plan
 from stages.gpus import gpus
 from stages.layer_report import Layer, ProfileLayers, Report
@@ -137,10 +137,8 @@ def print_layers(found: Mapping[str, Any]) -> None:
 def precision_table(read: ProfileLayers) -> Table:
     """Of one profile: layers, products, MACs, weights and time of each precision, with their shares."""
     counts = read.precisions
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("precision")
-    for column in ("layers", "products", "MACs", "weights", "time"):
-        table.add_column(column, justify="right")
+    numbers = ("layers", "products", "MACs", "weights", "time")
+    table = bare_table("precision", *numbers, right=numbers)
     macs, held, ms = (
         sum(getattr(count, what) or 0 for count in counts.values()) for what in ("macs", "weight_bytes", "ms")
     )
@@ -169,12 +167,8 @@ def in_macs(number: int | None) -> str:
 
 
 def _layer_table(found: Sequence[Layer]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("computes in")
-    for column in ("MACs", "time"):
-        table.add_column(column, justify="right")
-    for column in ("layer", "of the nodes"):
-        table.add_column(column, overflow="fold")
+    numbers, names = ("MACs", "time"), ("layer", "of the nodes")
+    table = bare_table("computes in", *numbers, *names, right=numbers, fold=names)
     for layer in found:
         time = "-" if layer.ms is None else f"{layer.ms:.4f} ms"
         macs = in_macs(layer.macs) if layer.macs else "-"

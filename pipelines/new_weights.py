@@ -17,7 +17,7 @@ from conf.errors import ConfigError
 from conf.quoting import quoted
 from conf.schema import Config, Model, Source
 from pipelines import sources
-from pipelines.document import console
+from pipelines.document import bare_table, console
 from stages import checkpoint, onnx_file, structure, structure_changes, tensor_tables
 from stages.stage import StageError
 from stages.tensor_tables import MOST_LISTED, Difference, Spec
@@ -75,14 +75,12 @@ def overrides(weights: Path, given: Sequence[str], config_dirs: Sequence[Path]) 
 
 def print_mismatch(error: MismatchError) -> None:
     """Prints the tensors that do not fit as a table, the first `MOST_LISTED` of them."""
-    from rich.table import Table
     from rich.text import Text
 
     screen = console()
     if error.differences:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("tensor", "is", "the model has", "the weights have"):
-            table.add_column(column, overflow="fold")
+        columns = ("tensor", "is", "the model has", "the weights have")
+        table = bare_table(*columns, fold=columns)
         for each in error.differences[:MOST_LISTED]:
             table.add_row(Text(each.name), each.kind, *(Text(str(side or "-")) for side in (each.want, each.got)))
         screen.print(table)

@@ -7,6 +7,7 @@ caller until it answers; here the process is there after milliseconds, and who n
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import socket
@@ -15,6 +16,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -50,6 +53,8 @@ _EPHEMERAL = {
     # Why it does not start is in its log, which goes to a file.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
 }
+
+_FINAL = ["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]
 
 _HOST = "127.0.0.1"
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception): ")
@@ -108,22 +113,40 @@ class TemporaryServer:
             EngineError: It has ended, or does not answer in time.
         """
         limit_s = float(os.environ[STARTUP_LIMIT])
-        connection = http.client.HTTPConnection(_HOST, self.port, timeout=limit_s)
         try:
-            connection.request("GET", "/api/health")
-            answer = connection.getresponse()
-            answer.read()
+            status, _ = self._answer("GET", "/api/health", limit_s)
         except (OSError, http.client.HTTPException) as error:
             what = f"no answer in {limit_s:g} s" if isinstance(error, TimeoutError) else self._last_words()
             raise EngineError(f"the temporary Prefect server does not start: {what}") from error
-        finally:
-            connection.close()
-        if answer.status != http.HTTPStatus.OK:
-            raise EngineError(f"the temporary Prefect server does not start: it answers {answer.status}")
+        if status != http.HTTPStatus.OK:
+            raise EngineError(f"the temporary Prefect server does not start: it answers {status}")
+
+    def has_recorded(self, task_runs: Sequence[str], seconds: float) -> bool:
+        """Whether it has written within so many seconds that these ended; what it only heard is lost with it."""
+        asked = {"task_runs": {"id": {"any_": list(task_runs)}, "state": {"type": {"any_": _FINAL}}}}
+        deadline = time.monotonic() + seconds
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                status, found = self._answer("POST", "/api/task_runs/count", left, json.dumps(asked))
+                if status != http.HTTPStatus.OK:
+                    return False
+                if json.loads(found) == len(task_runs):
+                    return True
+                time.sleep(0.02)
+        except (OSError, http.client.HTTPException):
+            pass  # it has ended, or the time has
+        return False
 
     def end(self) -> None:
-        """Ends it; nothing of a run is lost, what it has heard is written through."""
+        """Ends it."""
         self._process.terminate()
+
+    def _answer(self, method: str, path: str, seconds: float, body: str | None = None) -> tuple[int, bytes]:
+        """Its status and what it says, within so many seconds."""
+        with closing(http.client.HTTPConnection(_HOST, self.port, timeout=seconds)) as connection:
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
     def _start(self, listening: int) -> subprocess.Popen[bytes]:
         prefect = find_spec("prefect")
@@ -160,6 +183,11 @@ def start() -> TemporaryServer:
         if _running is None or not _running.alive:
             _running = TemporaryServer()
         return _running
+
+
+def has_recorded(task_runs: Sequence[str], seconds: float) -> bool:
+    """Whether the temporary server of this process has written within so many seconds that these have ended."""
+    return _running is not None and _running.has_recorded(task_runs, seconds)
 
 
 def stop() -> None:

@@ -195,17 +195,15 @@ def code(found: Iterable[Rebuilt]) -> Exit:
 
 def print_catalog(found: Sequence[Rebuilt]) -> None:
     """Prints the catalog as a table, and the total."""
-    from rich.table import Table
     from rich.text import Text
 
-    from pipelines.document import console
+    from pipelines.document import bare_table, console
 
     screen = console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "state", "steps", "built", "seconds"):
-        table.add_column(column, justify="left" if column in ("model", "state") else "right")
+    texts, numbers = ("model", "state"), ("steps", "built", "seconds")
+    table = bare_table(*texts, *numbers, right=numbers)
     for each in found:
         row = each.row()
-        table.add_row(*(Text(str(row[column])) for column in ("model", "state", "steps", "built", "seconds")))
+        table.add_row(*(Text(str(row[column])) for column in (*texts, *numbers)))
     screen.print(table)
     screen.print(total(found), markup=False, highlight=False)

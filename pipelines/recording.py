@@ -50,6 +50,10 @@ class FlowRun(Protocol):
     def id(self) -> str:
         """The server's for it."""
 
+    @property
+    def task_runs(self) -> Sequence[str]:
+        """The ids of those of which the server hears last; it hears of all in the order in which they ended."""
+
     def is_final(self) -> bool:
         """Whether the server knows how it ended."""
 
@@ -260,9 +264,13 @@ class Recording:
             self._wait(RECORD_SECONDS)
         # What the server has not heard by now it will hardly hear: nobody waits for it once more.
         self._drain(DRAIN_SECONDS if self._is_recorded() else INTERRUPTED_SECONDS)
+        is_written = self._is_written()
         self.require_server()
         if self._error is not None:
             self._followed.reporter.note(f"the run is not recorded in Prefect: {_first_line(self._error)}")
+        elif not is_written:
+            what = "the last steps are not recorded in Prefect"
+            self._followed.reporter.note(f"{what}: they were not written in {DRAIN_SECONDS:g} s")
         elif not self._is_recorded():
             after = f"no end after {RECORD_SECONDS:g} s"
             if self._followed.flow_run is not None:
@@ -319,6 +327,13 @@ class Recording:
 
     def _is_recorded(self) -> bool:
         return self._followed.flow_run is not None and self._followed.flow_run.is_final()
+
+    def _is_written(self) -> bool:
+        """False where a temporary server, which ends with this process, has not written what it heard."""
+        flow_run = self._followed.flow_run
+        if self._is_named or flow_run is None or not self._is_recorded():
+            return True
+        return prefect_server.has_recorded(flow_run.task_runs, DRAIN_SECONDS)
 
     def _holdup(self) -> str:
         if self._followed.flow_run is None and not self._is_named:

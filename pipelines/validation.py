@@ -11,7 +11,7 @@ from conf.compose import compose
 from conf.errors import ConfigError
 from conf.quoting import quoted
 from pipelines import data, schedule
-from pipelines.document import console
+from pipelines.document import bare_table, console
 from pipelines.errors import Exit
 from pipelines.execute import Outcome
 from pipelines.graph import VALIDATE, Node
@@ -102,13 +102,10 @@ def _require_built(session: Session, nodes: Sequence[Node], overrides: Sequence[
 
 def print_validations(found: Validations) -> None:
     """Prints the numbers of each output as a table, and below it what is judged by labels."""
-    from rich.table import Table
     from rich.text import Text
 
     done = [(outcome, found.report(outcome)) for outcome in found.outcomes if outcome.done]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if column < _TEXTS else "right")
+    table = bare_table(*HEADER, right=HEADER[_TEXTS:])
     for outcome, report in done:
         for row in _rows(_name(outcome), report):
             table.add_row(*map(Text, row))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cmp_to_key
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artifacts import publications
 from artifacts.errors import StoreError
@@ -21,15 +21,12 @@ from conf.compose import compose
 from conf.schema import LOCAL, Config
 from pipelines import made_with, package_index
 from pipelines.builders import Builders
-from pipelines.document import console
+from pipelines.document import bare_table, console
 from pipelines.made_with import Lineage
 from pipelines.package_index import Answer
 from pipelines.targets import gpus_here
 from stages import backends, installed
 from stages.gpus import architecture
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 ONNXRUNTIME = "onnxruntime"
 """Besides the backends: what runs the references, and calibrates."""
@@ -272,7 +269,7 @@ def print_watched(found: Watched) -> None:
         say("no such plan is published")
         return
     columns = ("model", "flow", "target", "built with", "standing", "a rebuild")
-    table = _table(columns)
+    table = bare_table(*columns)
     for plan in found.plans:
         built = f"{plan['backend']} {plan['backend_version']}"
         table.add_row(plan["model"], plan["flow"], plan["architecture"], built, plan["standing"], _would(plan))
@@ -295,7 +292,7 @@ def print_status(found: Mapping[str, Any]) -> None:
     for plan in found["plans"]:
         told = f"{plan['standing']}, {(plan['published'] or 'time unknown')[:10]}"
         rows[plan["model"], plan["flow"], plan["architecture"]][plan["release"]] = told
-    table = _table(("model", "flow", "target", *releases))
+    table = bare_table("model", "flow", "target", *releases)
     for row, cells in rows.items():
         table.add_row(*row, *(cells.get(release, "-") for release in releases))
     screen.print(table)
@@ -312,15 +309,6 @@ def _would(plan: Mapping[str, Any]) -> str:
     if not steps and plan["rebuild_due"]:
         return "makes it anew: its record is gone"
     return f"runs {', '.join(steps)}" if steps else "changes nothing"
-
-
-def _table(columns: Sequence[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column)
-    return table
 
 
 def _named(name: str, key: str) -> Published | None:

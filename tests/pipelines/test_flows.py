@@ -156,6 +156,15 @@ def test_without_a_server_it_works_and_talks_to_no_other_machine(tmp_path):
         assert recorded(forge, "task_run") == dict.fromkeys(ran.states(), "Completed")
 
 
+def test_nothing_ends_before_the_temporary_server_has_written_what_it_heard(tmp_path):
+    late = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
+    forge = Forge(tmp_path, {f"{late}_BATCH_SIZE": "1000", f"{late}_FLUSH_INTERVAL": "4"})
+    ran = forge("build", "--json", "flow=fp32", "targets=[l4]")
+    assert ran.code == 0, ran.err
+    assert "not recorded" not in ran.err
+    assert recorded(forge, "task_run") == dict.fromkeys(ran.states(), "Completed")
+
+
 def recorded(forge, table):
     """The states of what the temporary server has kept, by name."""
     with closing(sqlite3.connect(forge.home / "prefect/prefect.db")) as database:
