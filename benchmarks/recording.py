@@ -57,7 +57,7 @@ def main() -> int:
     """Measures, prints; 1 where it does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="a directory for stores and databases")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     home = asked.work.resolve() / "home"
@@ -79,7 +79,7 @@ def main() -> int:
     with_server = statistics.median(each[1] - each[0] for each in rounds[1:])
     temporary = statistics.median(each[2] - each[0] for each in rounds[1:])
     print(f"load {os.getloadavg()[0]:.1f}, runner=local {local:.1f} s")
-    print(f"a lasting server {with_server:+.1f} s, a temporary one {temporary:+.1f} s")
+    print(f"a lasting server {with_server:+.2f} s, a temporary one {temporary:+.2f} s")
     return 1 if with_server > LIMIT_SECONDS else 0
 
 

@@ -178,7 +178,7 @@ class Server:
         self.database = DATABASES[database](home)
         port = free_port()
         self.api = Api(f"http://127.0.0.1:{port}/api")
-        own = {"PREFECT_HOME": str(home), "PREFECT_API_DATABASE_CONNECTION_URL": self.database.url}
+        own = {"PREFECT_HOME": str(home), "PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database.url}
         command = [str(Path(sys.executable).with_name("prefect")), "server", "start", "--port", str(port), "--no-ui"]
         self._log = home / "server.log"
         with self._log.open("wb") as log:

@@ -38,11 +38,19 @@ class Peak:
 
 
 @pytest.fixture(scope="module")
-def forge(tmp_path_factory):
+def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("big")
     heavy.save(home / "net", WEIGHTS)
-    yield Forge(home)
-    shutil.rmtree(home)  # 10 GB; pytest would keep it until its third run from now
+    yield home
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def forge(home):
+    """With an empty store: what all of these tests leave would be 14 GB."""
+    forge = Forge(home)
+    yield forge
+    shutil.rmtree(forge.store)
 
 
 def watched(forge: Forge, *overrides: str) -> tuple[Ran, dict[str, Peak]]:
