@@ -47,6 +47,11 @@ print(plan.nbytes)
 """
 
 
+def rng() -> np.random.Generator:
+    """The same numbers in every test, whatever ran before."""
+    return np.random.default_rng(0)
+
+
 def parsed(text: str, **weights: Any) -> onnx.ModelProto:
     """The model of `text` with `weights` as initializers; lists and float64 become float32."""
     model = parser.parse_model(text)

@@ -23,16 +23,11 @@ from tests.stages.rewriting import (
     plan_bytes,
     plan_graph_of,
     residual_block,
+    rng,
     run,
     saved,
     sqnr,
 )
-
-
-def rng() -> np.random.Generator:
-    """The same numbers in every test, whatever ran before."""
-    return np.random.default_rng(0)
-
 
 X = rng().standard_normal((4, 4, 8, 8)).astype(np.float32)
 

@@ -25,15 +25,11 @@ from tests.stages.rewriting import (
     plan_bytes,
     plan_graph_of,
     residual_block,
+    rng,
     run,
     saved,
     sqnr,
 )
-
-
-def rng() -> np.random.Generator:
-    """The same numbers in every test, whatever ran before."""
-    return np.random.default_rng(0)
 
 
 def data_for(model: onnx.ModelProto, samples: int = 64) -> dict[str, np.ndarray]:

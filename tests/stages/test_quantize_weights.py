@@ -14,13 +14,9 @@ from stages import cast, plan_graph, quantize_weights, surgery
 from stages.allowed import NotAllowedError
 from stages.quantize_weights import STAGE, QuantizeWeightsConfig
 from stages.stage import StageError
-from tests.stages.rewriting import DIGITS, ops, outputs, parsed, plan_bytes, residual_block, run, saved, sqnr
+from tests.stages.rewriting import DIGITS, ops, outputs, parsed, plan_bytes, residual_block, rng, run, saved, sqnr
 
 X = np.random.default_rng(1).standard_normal((4, 256)).astype(np.float32)
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
 
 
 def perceptron(**others: np.ndarray) -> onnx.ModelProto:

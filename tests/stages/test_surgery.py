@@ -15,12 +15,7 @@ from onnx import numpy_helper
 from benchmarks import torch_exports
 from stages.stage import StageError
 from stages.surgery import DEFAULT, STAGE, SurgeryConfig
-from tests.stages.rewriting import DIGITS, TARGETS, ops, outputs, parsed, plan_bytes, run, saved
-
-
-def rng() -> np.random.Generator:
-    """The same numbers in every test, whatever ran before."""
-    return np.random.default_rng(0)
+from tests.stages.rewriting import DIGITS, TARGETS, ops, outputs, parsed, plan_bytes, rng, run, saved
 
 
 def operated(model: onnx.ModelProto, tmp_path: Path, **config: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from stages.histograms import Histogram
 from stages.thresholds import ALGORITHMS, ENTROPY_BINS, FP8_ALGORITHMS, LEVELS, amax, divergences, linear_bins
+from tests.stages.rewriting import rng
 
 FLOATS = arrays(np.float32, st.integers(1, 200), elements=st.floats(-(2.0**100), 2.0**100, width=32))
 
@@ -20,10 +21,6 @@ def histogram(*parts: np.ndarray) -> Histogram:
     for part in parts:
         counted.add(np.asarray(part, np.float32))
     return counted
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
 
 
 @settings(deadline=None)

@@ -15,15 +15,11 @@ from onnx import numpy_helper
 from stages import surgery
 from stages.stage import StageError
 from tests.stages.passes.rewritten import node_ops, through
-from tests.stages.rewriting import outputs, parsed, plan_graph_of, run, saved
+from tests.stages.rewriting import outputs, parsed, plan_graph_of, rng, run, saved
 
 PAIRS = """xq = QuantizeLinear(x, xs, xz)
     xd = DequantizeLinear(xq, xs, xz)
     wd = DequantizeLinear<axis=0>(w, ws, wz)"""
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
 
 
 def qat(body: str = "y = Conv(xd, wd)", pairs: str = PAIRS, operator: int = 20, **weights: Any) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ import pytest
 
 from stages.quantization import place
 from tests.stages.placement.placed import built, graph, reads
-from tests.stages.rewriting import residual_block
+from tests.stages.rewriting import residual_block, rng
 
 CONV = "Conv<pads=[1, 1, 1, 1]>"
 KERNELS = {f"w{i}": (32, 32, 3, 3) for i in range(4)}
@@ -21,10 +21,6 @@ BRANCH_ENDS = {
     "GELU written out": "e = Div(c, six)\n f = Erf(e)\n g = Add(f, three)\n m = Mul(c, g)",
 }
 CONSTANTS = {"zero": np.float32(0), "three": np.float32(3), "six": np.float32(6)}
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
 
 
 def test_exactly_one_input_of_a_residual_add_is_read_quantized() -> None:
