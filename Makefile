@@ -92,7 +92,7 @@ e2e-prefect: setup
 chaos: setup
 	$(KEPT_BYTECODE) $(BIN)/pytest -m chaos tests/chaos
 	$(KEPT_BYTECODE) $(BIN)/python -W ignore -m benchmarks.scale --work .matrix/scale \
-		--models 6 --models-a-run 3 --chaos 25 --idle 0
+		--models 6 --models-a-run 3 --chaos 6 --idle 0
 
 # Baselines and the wheels that carry models stay out of the lock: nothing of trtforge uses them.
 $(VENV)-conformance/.ready: requirements.lock pyproject.toml
