@@ -122,23 +122,21 @@ class TemporaryServer:
             raise EngineError(f"the temporary Prefect server does not start: it answers {status}")
 
     def has_recorded(self, task_runs: Sequence[str], seconds: float) -> bool:
-        """Whether it has written within so many seconds that these ended; what it only heard is lost with it."""
+        """Whether it has written within so many seconds that these have ended."""
         asked = {"task_runs": {"id": {"any_": list(task_runs)}, "state": {"type": {"any_": _FINAL}}}}
         deadline = time.monotonic() + seconds
         try:
             while (left := deadline - time.monotonic()) > 0:
                 status, found = self._answer("POST", "/api/task_runs/count", left, json.dumps(asked))
-                if status != http.HTTPStatus.OK:
-                    return False
-                if json.loads(found) == len(task_runs):
+                if status == http.HTTPStatus.OK and json.loads(found) == len(task_runs):
                     return True
-                time.sleep(0.02)
+                time.sleep(0.02)  # 503: its database is locked for a moment
         except (OSError, http.client.HTTPException):
             pass  # it has ended, or the time has
         return False
 
     def end(self) -> None:
-        """Ends it."""
+        """Ends it; of what it has heard, that is lost which it has not written yet."""
         self._process.terminate()
 
     def _answer(self, method: str, path: str, seconds: float, body: str | None = None) -> tuple[int, bytes]:

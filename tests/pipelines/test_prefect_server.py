@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -57,3 +58,6 @@ def test_a_server_that_ends_before_it_answers_says_why_at_once(nobody_named_one,
         server.wait()
     assert raised.value.what == "the temporary Prefect server does not start: exit code 1"
     assert not server.alive
+    asked = time.monotonic()
+    assert not server.has_recorded(["00000000-0000-0000-0000-000000000000"], 10.0)
+    assert time.monotonic() - asked < 5
