@@ -191,7 +191,8 @@ def child_of() -> Iterator[Callable[[subprocess.Popen[str], str], int]]:
                 if _runs(entry, build.pid, stage):
                     return int(entry.name)
             time.sleep(0.005)
-        raise AssertionError(f"the build never ran {stage}")
+        told = build.communicate()[1] if build.poll() is not None else "it still runs"
+        raise AssertionError(f"the build never ran {stage}: {told}")
 
     yield find
 
