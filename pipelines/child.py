@@ -246,8 +246,11 @@ def _listen(
             if stop.is_set():
                 raise InterruptedBuildError
             watch.look()
-            if not selector.select(_POLL_SECONDS):
-                if process.poll() is not None:  # a process that it started holds the pipe open
+            # Asked before the look: what it said before it ended is then in the pipe. Asked after, its last word would
+            # be lost where it came in between, which is long while this thread waits for the interpreter's lock.
+            ended = process.poll() is not None
+            if not selector.select(0.0 if ended else _POLL_SECONDS):
+                if ended:  # a process that it started holds the pipe open
                     break
                 continue
             chunk = os.read(pipe.fileno(), 1 << 16)

@@ -169,6 +169,21 @@ def test_a_grandchild_that_keeps_the_pipe_open_does_not_hold_the_parent_up(made)
     assert time.monotonic() - started < 8
 
 
+def test_what_a_child_says_last_is_read_however_late_the_parent_looks(made, monkeypatch):
+    class Late(child.selectors.DefaultSelector):
+        """After each look that finds nothing, this thread waits for the interpreter's lock, as beside an import."""
+
+        def select(self, timeout=None):
+            found = super().select(timeout)
+            if not found:
+                time.sleep(1.5)
+            return found
+
+    monkeypatch.setattr(child.selectors, "DefaultSelector", Late)
+    result = child.run(made("(job.out / 'out.txt').touch(); return {'n': 1}"), silent, Event())
+    assert result.metrics == {"n": 1}
+
+
 def test_configs_within_configs_are_restored():
     config = RefitConfig(build=type(RefitConfig().build)(optimization_level=2))
     assert child.restored(STAGES["refit"].config, asdict(config)) == config
