@@ -13,7 +13,7 @@ import pytest
 
 from tests.pipelines.conftest import Forge
 from tests.pipelines.test_deploying import get
-from tests.pipelines.test_flows import SPY, ask, task_states
+from tests.pipelines.test_flows import SPY, ask, wait_for_task_states
 
 pytestmark = [pytest.mark.e2e, pytest.mark.prefect, pytest.mark.xdist_group("prefect")]
 
@@ -96,14 +96,14 @@ def test_a_deployed_build_is_built_by_a_worker_once_and_a_changed_version_starts
     status = forge("status", "--json", *OVERRIDES)
     assert status.code == 0 and set(status.states().values()) == {"cached"}
     assert status.document["plans"][0]["target"] == "l4"
-    assert set(task_states(server, run).values()) == {"Completed"}
+    wait_for_task_states(server, run, dict.fromkeys(status.states(), "Completed"))
 
     before = records(forge)
     worker = forge.start("worker")
     try:
         second = ended(server, start_run(server, "trtforge-build/build"))
         assert second["state_name"] == "Completed"
-        assert set(task_states(server, second).values()) <= {"Cached"}
+        wait_for_task_states(server, second, {f"cached: {len(status.states())} steps": "Cached"})
         assert records(forge) == before  # nothing was built anew
 
         tell_of_a_version(server)

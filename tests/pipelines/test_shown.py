@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.pipelines.conftest import Forge
-from tests.pipelines.test_flows import artifacts_of, ask, runs_of, task_states
+from tests.pipelines.test_flows import artifacts_of, ask, runs_of, wait_for_task_states
 from tests.pipelines.test_rebuild import DIGITS, write_catalog
 
 pytestmark = [pytest.mark.prefect, pytest.mark.xdist_group("prefect")]
@@ -170,7 +170,7 @@ def test_a_rebuild_is_named_tagged_and_told_model_by_model_and_target_by_target(
     assert (parent["name"], set(parent["tags"])) == ("rebuild of 2 models", own | {"model:net_b"})
     # No task run has tags: each would ask the server for limits.
     wanted = {"id": {"any_": [model["id"]]}}
-    assert task_states(server, model)["build[l4]"] == "Completed"
+    wait_for_task_states(server, model, {"build[l4]": "Completed"}, more=True)
     assert {tag for task in ask(server, "task_runs/filter", flow_runs=wanted) for tag in task["tags"]} == set()
 
     rows = json.loads(artifacts_of(server, parent)["trtforge-rebuild"])
