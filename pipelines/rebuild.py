@@ -13,7 +13,7 @@ from typing import Any
 from artifacts.errors import StoreError
 from conf.errors import ConfigError, suggest
 from pipelines.configs import Configs
-from pipelines.document import document
+from pipelines.document import bare_table, console, document
 from pipelines.errors import CannotBuildError, Exit, exit_of
 from pipelines.reporting import Reporter
 from pipelines.session import Session
@@ -196,8 +196,6 @@ def code(found: Iterable[Rebuilt]) -> Exit:
 def print_catalog(found: Sequence[Rebuilt]) -> None:
     """Prints the catalog as a table, and the total."""
     from rich.text import Text
-
-    from pipelines.document import bare_table, console
 
     screen = console()
     texts, numbers = ("model", "state"), ("steps", "built", "seconds")

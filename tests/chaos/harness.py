@@ -104,15 +104,21 @@ class Server:
         made: dict[str, Any] = eventually(found, limit_s)
         return made
 
-    def has_step(self, run: str, name: str, state: str) -> None:
-        """Waits until it has heard that a run has a task run of such a name, or beginning of one, in such a state."""
+    def steps(self, run: str, needed: str) -> list[tuple[str, str]]:
+        """The names of the task runs of a run, in the order of their names, each with that of its state.
+
+        Args:
+            needed: How the name of one begins that has to be there; it hears of them a moment after they have ended.
+        """
         wanted = {"flow_runs": {"id": {"any_": [run]}}}
 
-        def found() -> bool:
-            there = self.ask("task_runs/filter", **wanted)
-            return any(task["name"].startswith(name) and task["state_name"] == state for task in there)
+        def found() -> list[tuple[str, str]] | None:
+            there = [(task["name"], task["state_name"]) for task in self.ask("task_runs/filter", **wanted)]
+            is_there = any(name.startswith(needed) for name, _ in there)
+            return sorted(there) if is_there and not {"Running", "Pending"} & {state for _, state in there} else None
 
-        eventually(found, 30)
+        made: list[tuple[str, str]] = eventually(found, 30)
+        return made
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -60,7 +60,7 @@ def test_a_build_whose_server_comes_back_is_recorded_to_its_end(server: Server, 
     assert build.returncode == 0, err
     assert "not recorded" not in err
     assert server.ended(run, 30)["state_name"] == "Completed"
-    server.has_step(run, "build[l4]", "Completed")
+    assert ("build[l4]", "Completed") in server.steps(run, "build[l4]")
 
 
 @pytest.mark.parametrize("back", ["meanwhile", "afterwards"])

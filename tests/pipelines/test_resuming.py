@@ -14,7 +14,7 @@ import pytest
 from conf.errors import ConfigError
 from pipelines.resuming import resume
 from tests.pipelines.conftest import Forge
-from tests.pipelines.test_flows import ask, runs_of
+from tests.pipelines.test_flows import ask, runs_of, wait_for_task_states
 from tests.pipelines.test_rebuild import DIGITS, write_catalog
 
 pytestmark = [pytest.mark.prefect, pytest.mark.xdist_group("prefect")]
@@ -166,11 +166,6 @@ def test_a_flow_that_the_command_line_has_no_runs_of_is_refused(here):
     assert raised.value.next_step == "trtforge gc …"
 
 
-def tasks_of(server, run):
-    """All its task runs: a step that was killed has two of one name."""
-    return ask(server, "task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
-
-
 def test_a_killed_build_goes_on_here_in_the_same_flow_run(tmp_path, server, child_of):
     forge = Forge(tmp_path, {"PREFECT_API_URL": server})
     build = forge.start("build", f"store.root={forge.store}", "flow=fp32", "targets=[l4]")
@@ -197,11 +192,8 @@ def test_a_killed_build_goes_on_here_in_the_same_flow_run(tmp_path, server, chil
     assert resumed.states()["surgery"] == "cached"
     (again,) = runs_of(server, forge.store)
     assert (again["id"], again["state_name"], again["run_count"]) == (run["id"], "Completed", 2)
-    wanted = {("cached: 2 steps", "Cached"), ("build[l4]", "Completed"), ("publish[l4]", "Completed")}
-    deadline = time.monotonic() + 20  # the server hears of a state a moment after it is reached
-    while not wanted <= (states := {(task["name"], task["state_name"]) for task in tasks_of(server, run)}):
-        assert time.monotonic() < deadline, states
-        time.sleep(0.2)
+    states = {"cached: 2 steps": "Cached", "build[l4]": "Completed", "publish[l4]": "Completed"}
+    wait_for_task_states(server, run, states, more=True)
 
     assert forge("resume", run["id"]).out.strip().endswith("is Completed: nothing to resume")
     ask(server, f"flow_runs/{run['id']}/set_state", state={"type": "CRASHED"}, force=True)
