@@ -69,8 +69,13 @@ def verb(function: F) -> F:
             code = function(*args, as_json=as_json, **kwargs)
         except (KeyboardInterrupt, InterruptedBuildError):
             code = fail(Exit.INTERRUPTED, *INTERRUPTED, as_json)
-        except WORDED as error:
-            code = fail(exit_of(error), error.what, error.next_step, as_json, debug)
+        except Exception as error:
+            if stop.is_set():  # a library that is interrupted in its `finally` raises whatever then goes wrong there
+                code = fail(Exit.INTERRUPTED, *INTERRUPTED, as_json, debug)
+            elif isinstance(error, WORDED):
+                code = fail(exit_of(error), error.what, error.next_step, as_json, debug)
+            else:
+                raise
         sys.stdout.flush()
         end(code)
 

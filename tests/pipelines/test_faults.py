@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,7 +54,7 @@ def test_a_step_over_its_time_limit_is_stopped_and_says_what_to_raise(forge):
 
 @pytest.mark.serial
 @pytest.mark.parametrize(
-    "moment", [0.1, 0.2, 0.3, 0.5, "signature", "export", "calibrate", "build", "validate", "publish"]
+    "moment", [0.2, 0.3, 0.4, 0.5, "signature", "export", "calibrate", "build", "validate", "publish"]
 )
 def test_ctrl_c_ends_within_two_seconds_and_the_next_build_goes_on(forge, interrupt, child_of, moment):
     build = forge.start("build", "runner=local")
@@ -70,6 +72,30 @@ def test_ctrl_c_ends_within_two_seconds_and_the_next_build_goes_on(forge, interr
     cached = {step["key"] for step in ran.document["steps"] if step["state"] == "cached"}
     assert kept & {step["key"] for step in ran.document["steps"]} == cached
     check_whole(forge)
+
+
+@pytest.mark.parametrize("turned_into", ["AttributeError", "RuntimeError", "OSError", "ConfigError"])
+def test_ctrl_c_is_an_interruption_whatever_a_library_makes_of_it(tmp_path, turned_into):
+    code = f"""
+import os, signal, sys, time
+import conf.compose
+from conf.errors import ConfigError
+from pipelines.cli import main
+
+def compose(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    finally:  # as OmegaConf does where it is interrupted while it sets a flag
+        raise {turned_into}("half made", *["look"][:{turned_into} is ConfigError])
+
+conf.compose.compose = compose
+sys.argv = ["trtforge", "build", "runner=local"]
+main()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 130, ran.stderr
+    assert ran.stderr.startswith("error: interrupted\nnext: ")
 
 
 def test_a_build_that_is_killed_leaves_no_lock_no_child_and_nothing_half(forge, child_of):
