@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pipelines.prefect_server  # noqa: F401 - it sets what Prefect reads on import
+import pipelines.prefect_settings  # noqa: F401 - Prefect reads them on import
 
 # isort: split
 from httpx import HTTPStatusError, RequestError
@@ -281,7 +281,7 @@ def _zombies(client: SyncPrefectClient, wanted: Deployments) -> list[Change]:
             after={heartbeat, *begun},
             expect={heartbeat, *ended, *waits},
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            # By the flow's name: a run of the command line has no tag yet when its heartbeats begin.
+            # By the flow's name: heartbeats have the tags that a run began with, those of the command line's none.
             match_related={"prefect.resource.role": "flow", "prefect.resource.name": f"{POOL}-*"},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,

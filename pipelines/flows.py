@@ -3,98 +3,63 @@
 The store is the one authority on what is cached: Prefect's own cache is off, and a hit shows as a state named `Cached`.
 Steps run in threads of ours; a task run is a step as Prefect sees it, and ends when the step does. What was cached
 before anything ran is one task run. Nothing is tried again, whatever Prefect's settings say: a model that cannot be
-built could not be the next time. Nobody imports this module while nothing has to run.
+built could not be the next time. Runs of the command line look the same, without this import (`pipelines.following`).
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
-from uuid import UUID
 
-from pipelines.prefect_server import OFFLINE  # noqa: F401  # isort: skip - Prefect reads its settings on import
+import pipelines.prefect_settings  # noqa: F401 - Prefect reads them on import
+
+# isort: split
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas import State
-from prefect.events.worker import EventsWorker
-from prefect.flow_engine import run_flow
+from prefect.client.schemas import State, StateType
+from prefect.client.schemas.objects import FlowRun as PrefectFlowRun
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
-from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.settings.context import get_current_settings
-from prefect.states import Cancelled, Completed, Failed, Pending
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from artifacts.errors import StoreError
 from conf.errors import ConfigError
-from pipelines import labels, limits, schedule, shown
-from pipelines.errors import EngineError, Exit, InterruptedBuildError
+from pipelines import flow_run, following, labels, limits, schedule, shown
+from pipelines.errors import EngineError, InterruptedBuildError
 from pipelines.execute import Outcome
 from pipelines.graph import Node
 from pipelines.orphans import end_with
 from pipelines.progress import Progress
-from pipelines.rebuild import Rebuilt, choose, code, of_architecture, total
+from pipelines.rebuild import choose, of_architecture
 from pipelines.rebuild import rebuild as rebuild_catalog
-from pipelines.recording import Followed, FollowedCatalog
-from pipelines.reporting import Lines, Reporter, summary
+from pipelines.reporting import Lines, Reporter
+from pipelines.server_api import Prefects
 from pipelines.session import Session
 from pipelines.updating import update
 
-_followed: ContextVar[Followed | FollowedCatalog | None] = ContextVar("followed", default=None)
 _planned: ContextVar[tuple[Session, Reporter] | None] = ContextVar("planned", default=None)
 _running: ContextVar[dict[str, Future[Outcome]]] = ContextVar("running")
-
-
-def names_server() -> bool:
-    """Whether Prefect's settings name a server."""
-    return bool(get_current_settings().api.url)
-
-
-def follow(followed: Followed | FollowedCatalog, api: str | None) -> None:
-    """Has a flow run follow a run of the command line, until that is over.
-
-    Args:
-        followed: The run, or a catalog of them.
-        api: The address of a server that Prefect's settings do not name.
-
-    Raises:
-        Exception: Prefect failed; it has many ways to.
-    """
-    _followed.set(followed)
-    logging.raiseExceptions = False  # Prefect tells of each batch of lines that it cannot send
-    overrides, config_dirs = list(followed.overrides), [str(path) for path in followed.config_dirs]
-    with temporary_settings({PREFECT_API_URL: api}) if api else nullcontext():
-        if isinstance(followed, Followed):
-            arguments: dict[str, Any] = {"overrides": overrides, "config_dirs": config_dirs}
-            _call(build, arguments, followed.resumes)
-        else:
-            arguments = {"overrides": overrides, "models": list(followed.models), "config_dirs": config_dirs}
-            _call(rebuild, arguments, followed.resumes)
-    if followed.flow_run is None:
-        raise ConnectionError("no flow run could be opened")
 
 
 @task(name="step", task_run_name="{node}", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def step(node: str) -> Any:
     """One node of the step graph, such as `build[l4]`, which runs already."""
     try:
-        return _state(_running.get()[node].result())
+        return _end_of(_running.get()[node].result())
     except InterruptedBuildError:
         return Cancelled(message="interrupted")
 
 
-@task(name="cached", task_run_name="cached: {what}", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def cached(what: str, names: str) -> Any:
+@task(name="cached", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def cached(name: str, names: str) -> Any:
     """What was found in the store before anything ran, as one task run."""
     return Completed(name="Cached", message=names)
 
@@ -102,7 +67,7 @@ def cached(what: str, names: str) -> Any:
 _STEPS: Any = ThreadPoolTaskRunner(max_workers=schedule.AT_ONCE)
 
 
-@flow(name="trtforge-build", task_runner=_STEPS, persist_result=False, retries=0)
+@flow(name=following.BUILD, task_runner=_STEPS, persist_result=False, retries=0)
 def build(overrides: list[str], config_dirs: list[str] | None = None) -> Any:
     """Brings a flow's outputs up to date, as `trtforge build` does.
 
@@ -110,9 +75,7 @@ def build(overrides: list[str], config_dirs: list[str] | None = None) -> Any:
         overrides: Hydra overrides, such as `["flow=int8", "targets=[l4]"]`.
         config_dirs: Directories of own config groups.
     """
-    followed, planned = _followed.get(), _planned.get()
-    if isinstance(followed, Followed):
-        return _follow(followed)
+    planned = _planned.get()
     return _run(*planned) if planned else _update(overrides, _paths(config_dirs), _ours("build"))
 
 
@@ -131,7 +94,7 @@ def refit(weights: str, overrides: list[str], config_dirs: list[str] | None = No
     return _update(new_weights.overrides(Path(weights), overrides, directories), directories, reporter)
 
 
-@flow(name="trtforge-rebuild", persist_result=False, retries=0)
+@flow(name=following.REBUILD, persist_result=False, retries=0)
 def rebuild(
     overrides: list[str],
     models: list[str] | None = None,
@@ -146,14 +109,13 @@ def rebuild(
         config_dirs: Directories of own config groups.
         architecture: Such as `sm_89`: only for targets of that.
     """
-    followed = _followed.get()
-    if isinstance(followed, FollowedCatalog):
-        return _follow_catalog(followed)
     reporter, directories = _ours("rebuild"), _paths(config_dirs)
     chosen = choose(overrides, models, directories)
-    _describe_catalog(chosen, reporter)
+    _describe(labels.name_of_rebuild(chosen), labels.tags([], chosen), reporter)
     own = of_architecture(architecture, overrides, directories)
-    return _summed_up(rebuild_catalog(own, chosen, directories, reporter, Event(), _run_as_subflow), reporter)
+    rows = rebuild_catalog(own, chosen, directories, reporter, Event(), _run_as_subflow)
+    shown.show_catalog(_here(), rows, reporter.note)
+    return _state(following.verdict_on(rows))
 
 
 @flow(name="trtforge-gc", persist_result=False, retries=0)
@@ -200,7 +162,7 @@ def watch(overrides: list[str], config_dirs: list[str] | None = None) -> Any:
     reporter = _ours("watch")
     found = versions.watch(overrides, _paths(config_dirs), emit=True)
     told = f"{len(found.plans)} published plans, {len(found.changes)} changes, {len(found.emitted or ())} new"
-    shown.show_versions(found.changes, told, reporter.note)
+    shown.show_versions(_here(), found.changes, told, reporter.note)
     return Completed(message=told)
 
 
@@ -217,32 +179,11 @@ def target(job: str = "") -> Any:
     reporter = Lines()
     try:
         with taken(job, reporter.note) as session:
-            shown.describe(shown.flow_run().name, labels.tags([session]), reporter.note)  # its sender has named it
+            _describe(_here().name, labels.tags([session]), reporter)  # its sender has named it
             _run_steps(session, reporter)
     except (ConfigError, EngineError, StoreError) as error:
         return Failed(message=error.what)
-    return _verdict(session)
-
-
-class _Open:
-    """The open flow run of a command, for `recording`."""
-
-    def __init__(self) -> None:
-        self.task_runs: Sequence[str] = ()
-        self._flow_run = shown.flow_run()
-
-    @property
-    def id(self) -> str:
-        return str(self._flow_run.id)
-
-    def is_final(self) -> bool:
-        state = self._flow_run.state
-        return state is not None and state.is_final()
-
-    def drain(self, seconds: float) -> None:
-        # Task runs reach the server as events, from a queue that is emptied in the background.
-        EventsWorker.drain_all(timeout=seconds)
-        APILogWorker.drain_all(timeout=seconds)
+    return _state(following.verdict(session))
 
 
 class _TaskRuns:
@@ -258,16 +199,8 @@ class _TaskRuns:
         self._futures: dict[str, Future[Outcome]] = {}
         _running.set(self._futures)
         if found:
-            what = f"{len(found)} step{'s' if len(found) > 1 else ''}"
-            self._shown["cached"] = cached.submit(what, ", ".join(found), return_state=False)
-        self._bars = shown.Bars(progress, self._id, progress.note)
-
-    def __enter__(self) -> _TaskRuns:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.end()
+            self._shown["cached"] = cached.submit(following.name_of_cached(found), ", ".join(found), return_state=False)
+        self.bars = shown.Bars(_here(), progress, self._id, progress.note)
 
     def show(self, node: Node, future: Future[Outcome]) -> None:
         """Adds the task run of a step that has begun."""
@@ -275,58 +208,14 @@ class _TaskRuns:
         before = [self._shown[name] for name in node.before if name in self._shown]
         self._shown[node.id] = step.submit(node.id, return_state=False, wait_for=before)
 
-    def wait(self) -> list[str]:
-        """Waits until all have ended, and gives their ids."""
+    def wait(self) -> None:
+        """Waits until all have ended."""
         for future in self._shown.values():
             future.wait()
-        return [str(future.task_run_id) for future in self._shown.values()]
 
-    def _id(self, node: str) -> UUID | None:
+    def _id(self, node: str) -> str | None:
         future = self._shown.get(node)
-        return future.task_run_id if future else None
-
-
-def _call(flow_of_it: Any, arguments: dict[str, Any], resumes: str | None) -> None:
-    if resumes is None:
-        flow_of_it(**arguments, return_state=True)
-        return
-    with get_client(sync_client=True) as client:
-        # What has ended does not run again; what is pending may.
-        client.set_flow_run_state(UUID(resumes), Pending(message="trtforge resume"), force=True)
-        flow_run = client.read_flow_run(UUID(resumes))
-    run_flow(flow_of_it, flow_run=flow_run, parameters=arguments, return_type="state")
-
-
-def _follow(followed: Followed) -> State[Any]:
-    followed.flow_run = flow_run = _Open()
-    shown.describe_session(followed.session, followed.reporter.note)
-    with _TaskRuns(followed.cached, followed.reporter) as task_runs:
-        for node, future in followed.begun():
-            task_runs.show(node, future)
-        flow_run.task_runs = task_runs.wait()
-    if followed.interrupted:
-        return Cancelled(message="interrupted")
-    shown.show_plans(followed.session, followed.reporter.note)
-    return _verdict(followed.session)
-
-
-def _follow_catalog(catalog: FollowedCatalog) -> State[Any]:
-    catalog.flow_run = flow_run = _Open()
-    _describe_catalog(catalog.models, catalog.reporter)
-    for followed in catalog.begun():
-        # Not waited for to its own end: that waits 0.9 s for its thread of heartbeats.
-        child = Thread(target=copy_context().run, args=(_follow_as_subflow, followed), daemon=True)
-        child.start()
-        while child.is_alive() and not (followed.flow_run and followed.flow_run.is_final()):
-            child.join(0.01)
-        flow_run.task_runs = followed.flow_run.task_runs if followed.flow_run else ()
-    return Cancelled(message="interrupted") if catalog.interrupted else _summed_up(catalog.rows, catalog.reporter)
-
-
-def _follow_as_subflow(followed: Followed) -> None:
-    _followed.set(followed)
-    directories = [str(path) for path in followed.config_dirs]
-    build(list(followed.overrides), directories, return_state=True)
+        return str(future.task_run_id) if future else None
 
 
 def _end_with_worker() -> None:
@@ -342,8 +231,37 @@ def _ours(name: str) -> Reporter:
     """What tells of a run that a deployment has started; the run has this name until more is known of it."""
     _end_with_worker()
     reporter = Lines()
-    shown.describe(name, [labels.OURS], reporter.note)
+    _describe(name, [labels.OURS], reporter)
     return reporter
+
+
+def _here() -> flow_run.FlowRun:
+    """The flow run in which this is called."""
+    flow_of_it, run = _context()
+    deployment = str(run.deployment_id) if run.deployment_id else None
+    return flow_run.FlowRun(
+        Prefects(), str(run.id), flow_of_it, str(run.flow_id), run.name, run.tags, run.parameters, deployment
+    )
+
+
+def _context() -> tuple[str, PrefectFlowRun]:
+    """The name of the flow in which this is called, and Prefect's own object of its run."""
+    context = FlowRunContext.get()
+    assert context is not None  # noqa: S101 - called in flows only
+    assert context.flow is not None  # noqa: S101
+    assert context.flow_run is not None  # noqa: S101
+    return context.flow.name, context.flow_run
+
+
+def _describe(name: str, tags: Iterable[str], reporter: Reporter) -> None:
+    shown.describe(_here(), name, tags, reporter.note)
+    # Not the tags: Prefect would send all of them with every event of every task run, which costs the server of a run
+    # of 14 task runs 0.2 s of processor time.
+    _context()[1].name = name
+
+
+def _describe_session(session: Session, reporter: Reporter) -> None:
+    _describe(labels.name(session), labels.tags([session]), reporter)
 
 
 def _update(overrides: Sequence[str], config_dirs: Sequence[Path], reporter: Reporter) -> State[Any]:
@@ -351,16 +269,16 @@ def _update(overrides: Sequence[str], config_dirs: Sequence[Path], reporter: Rep
 
     def run(session: Session, reporter: Reporter, *_: object) -> None:
         ran.append(session)
-        shown.describe_session(session, reporter.note)
+        _describe_session(session, reporter)
         _run_steps(session, reporter)
 
     session = update(overrides, config_dirs, reporter, Event(), run)
     if ran:
-        shown.show_plans(session, reporter.note)
+        shown.show_plans(_here(), session, reporter.note)
     else:
-        shown.describe_session(session, reporter.note)
+        _describe_session(session, reporter)
         _TaskRuns(list(session.outcomes), Progress(reporter)).wait()
-    return _verdict(session)
+    return _state(following.verdict(session))
 
 
 def _run_as_subflow(
@@ -375,10 +293,10 @@ def _run_as_subflow(
 
 
 def _run(session: Session, reporter: Reporter) -> State[Any]:
-    shown.describe_session(session, reporter.note)
+    _describe_session(session, reporter)
     _run_steps(session, reporter)
-    shown.show_plans(session, reporter.note)
-    return _verdict(session)
+    shown.show_plans(_here(), session, reporter.note)
+    return _state(following.verdict(session))
 
 
 def _run_steps(session: Session, reporter: Reporter) -> None:
@@ -386,7 +304,8 @@ def _run_steps(session: Session, reporter: Reporter) -> None:
     session.workshop = replace(session.workshop, slot=limits.slot)
     found = [name for name, outcome in session.outcomes.items() if outcome.done]
     progress = Progress(reporter)
-    with _TaskRuns(found, progress) as task_runs:
+    task_runs = _TaskRuns(found, progress)
+    with task_runs.bars:
         with schedule.threads(session) as pool:
 
             def submit(node: Node) -> Future[Outcome]:
@@ -403,32 +322,17 @@ def _run_steps(session: Session, reporter: Reporter) -> None:
         task_runs.wait()
 
 
-def _describe_catalog(models: Sequence[str], reporter: Reporter) -> None:
-    shown.describe(labels.name_of_rebuild(models), labels.tags([], models), reporter.note)
-
-
 def _paths(config_dirs: Sequence[str] | None) -> list[Path]:
     return [Path(path) for path in config_dirs or []]
 
 
-def _state(outcome: Outcome) -> State[Any]:
+def _state(found: flow_run.State, data: Any = None) -> State[Any]:
+    told = found.document()
+    return State(type=StateType(told["type"]), name=told["name"], message=told["message"], data=data)
+
+
+def _end_of(outcome: Outcome) -> State[Any]:
     if outcome.record is None:
-        return Failed(message=outcome.error)
+        return _state(following.state_of(outcome))
     outputs = {name: blob.digest for name, blob in outcome.record.outputs.items()}
-    reference = {"key": outcome.key, "outputs": outputs}
-    name = "Cached" if outcome.state == "cached" else "Completed"
-    return Completed(name=name, message=f"{summary(outcome)}: {outcome.key}", data=reference)
-
-
-def _verdict(session: Session) -> State[Any]:
-    if session.exit is Exit.DONE:
-        return Completed(message="all plans are up to date")
-    bad = [name for name, o in session.outcomes.items() if o.state in ("failed", "skipped") or session.refusals(o)]
-    why = next((outcome.error for outcome in session.outcomes.values() if outcome.error), None)
-    return Failed(message=f"not up to date: {', '.join(bad)}" + (f"; {why}" if why else ""))
-
-
-def _summed_up(rows: Sequence[Rebuilt], reporter: Reporter) -> State[Any]:
-    """The verdict on a catalog, whose table is an artifact of the flow run."""
-    shown.show_catalog(rows, reporter.note)
-    return Completed(message=total(rows)) if code(rows) is Exit.DONE else Failed(message=total(rows))
+    return _state(following.state_of(outcome), {"key": outcome.key, "outputs": outputs})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-import pipelines.prefect_server  # noqa: F401 - it sets what Prefect reads on import
+import pipelines.prefect_settings  # noqa: F401 - Prefect reads them on import
 
 # isort: split
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError

@@ -1,4 +1,4 @@
-"""Prefect's settings, and the temporary server for whoever has named no lasting one. Nothing here imports Prefect.
+"""The temporary Prefect server, for whoever has named no lasting one. Nothing here imports Prefect.
 
 Prefect would start such a server itself. That takes an import of 3 s before the server's process begins, and holds its
 caller until it answers; here the process is there after milliseconds, and who needs it waits for it.
@@ -17,33 +17,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
 from pipelines.errors import EngineError
-
-STARTUP_LIMIT = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
-
-OFFLINE = {
-    # Client and server each have a switch of their own: DO_NOT_TRACK alone does not stop the server.
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # The temporary server took 13.8 to 18.2 s on a fresh database; Prefect gives up after 20 s by default.
-    STARTUP_LIMIT: "120",
-    # Steps are told on stderr by `pipelines.reporting`; Prefect's own lines go to its API.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    # Each event that a dead server does not take is a page; `pipelines.recording` says it in one line.
-    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
-    "PREFECT_CLI_PROMPT": "false",
-    # The least that Prefect takes. With its own 180 s a run is known to be dead after minutes.
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-}
-"""Defaults for Prefect's settings; a variable that the user has set wins."""
-
-for _name, _value in OFFLINE.items():
-    os.environ.setdefault(_name, _value)
+from pipelines.prefect_settings import STARTUP_LIMIT
+from pipelines.server_api import Plain
 
 _EPHEMERAL = {
     # What Prefect gives a temporary server of its own.
@@ -64,21 +44,11 @@ _one_at_a_time = threading.Lock()
 _running: TemporaryServer | None = None
 
 
-def may_be_named() -> bool:
-    """Whether Prefect's settings may name a server; for sure only Prefect knows, whose import takes a second."""
-    if os.environ.get("PREFECT_API_URL"):
-        return True
-    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
-    places = {
-        profiles: "PREFECT_API_URL", Path(".env"): "PREFECT_API_URL",
-        Path("prefect.toml"): "api", Path("pyproject.toml"): "tool.prefect",
-    }  # fmt: skip
-    return any(word in path.read_text(errors="replace") for path, word in places.items() if path.is_file())
-
-
 class TemporaryServer:
     """A Prefect server on a free port of loopback, which ends with this process, however that ends.
+
+    Attributes:
+        api: What asks it.
 
     Raises:
         OSError: It cannot be started.
@@ -90,16 +60,11 @@ class TemporaryServer:
             # Handed over open, so that nobody takes the port in between; and who connects early is kept waiting.
             listening.bind((_HOST, 0))
             listening.listen(64)
-            self.port: int = listening.getsockname()[1]
+            self.api = Plain(f"http://{_HOST}:{listening.getsockname()[1]}/api")
             self._process = self._start(listening.fileno())
         # The shell reads until the pipe's other end is gone, which the kernel sees to when this process dies.
         watch = ["/bin/sh", "-c", 'read -r line; kill "$0"', str(self._process.pid)]
         self._guard = subprocess.Popen(watch, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
-
-    @property
-    def api(self) -> str:
-        """The address of its API."""
-        return f"http://{_HOST}:{self.port}/api"
 
     @property
     def alive(self) -> bool:
@@ -114,7 +79,7 @@ class TemporaryServer:
         """
         limit_s = float(os.environ[STARTUP_LIMIT])
         try:
-            status, _ = self._answer("GET", "/api/health", limit_s)
+            status, _ = self.api.answer("GET", "/health", seconds=limit_s)
         except (OSError, http.client.HTTPException) as error:
             what = f"no answer in {limit_s:g} s" if isinstance(error, TimeoutError) else self._last_words()
             raise EngineError(f"the temporary Prefect server does not start: {what}") from error
@@ -127,7 +92,7 @@ class TemporaryServer:
         deadline = time.monotonic() + seconds
         try:
             while (left := deadline - time.monotonic()) > 0:
-                status, found = self._answer("POST", "/api/task_runs/count", left, json.dumps(asked))
+                status, found = self.api.answer("POST", "/task_runs/count", asked, left)
                 if status == http.HTTPStatus.OK and json.loads(found) == len(task_runs):
                     return True
                 time.sleep(0.02)  # 503: its database is locked for a moment
@@ -138,13 +103,6 @@ class TemporaryServer:
     def end(self) -> None:
         """Ends it; of what it has heard, that is lost which it has not written yet."""
         self._process.terminate()
-
-    def _answer(self, method: str, path: str, seconds: float, body: str | None = None) -> tuple[int, bytes]:
-        """Its status and what it says, within so many seconds."""
-        with closing(http.client.HTTPConnection(_HOST, self.port, timeout=seconds)) as connection:
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
 
     def _start(self, listening: int) -> subprocess.Popen[bytes]:
         prefect = find_spec("prefect")

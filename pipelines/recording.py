@@ -1,140 +1,42 @@
-"""A run of the command line, told to Prefect while it goes on: no step waits for Prefect's import, or for a server.
+"""A run of the command line, told to Prefect while it goes on: no step waits for a server.
 
-The steps run as with `runner=local`, from the first moment on. Beside them a thread imports Prefect, waits for the
-server and opens the flow run; from then on each step that has begun is a task run, which ends as the step does.
+The steps run as with `runner=local`, from the first moment on. Beside them a thread waits for the server and has a flow
+run follow them (`pipelines.following`).
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event
-from typing import Protocol
 
-from pipelines import prefect_server, schedule
+from pipelines import following, prefect_server, prefect_settings, schedule, server_api
 from pipelines.errors import EngineError, InterruptedBuildError
 from pipelines.execute import Outcome
+from pipelines.following import Followed, FollowedCatalog
 from pipelines.graph import Node
 from pipelines.progress import Progress
 from pipelines.rebuild import Rebuilt, rebuild
 from pipelines.reporting import Reporter
+from pipelines.server_api import Api
 from pipelines.session import Session
 
 RECORD_SECONDS = 30.0
 """How long a build that is over waits to be recorded; a temporary server takes 6 to 18 s from its start."""
 
-DRAIN_SECONDS = 10.0
-"""How long to wait at the end until the server has heard everything; usually it is milliseconds."""
+WRITTEN_SECONDS = 10.0
+"""How long to wait at the end until a temporary server has written everything; usually it is milliseconds."""
 
-INTERRUPTED_SECONDS = 0.3
-"""How long an interrupted one does, twice: two seconds after Ctrl-C everything has ended."""
+INTERRUPTED_SECONDS = 0.6
+"""How long an interrupted one waits: two seconds after Ctrl-C everything has ended."""
 
 SLOW_SECONDS = 1.0
 """A user who waits longer than this for a build that is over is told what for."""
 
 _RUN_LOCAL = "check PREFECT_API_URL and that its server runs; runner=local runs the same steps without Prefect"
-
-Begun = tuple[Node, "Future[Outcome]"]
-
-
-class FlowRun(Protocol):
-    """An open flow run."""
-
-    @property
-    def id(self) -> str:
-        """The server's for it."""
-
-    @property
-    def task_runs(self) -> Sequence[str]:
-        """The ids of those of which the server hears last; it hears of all in the order in which they ended."""
-
-    def is_final(self) -> bool:
-        """Whether the server knows how it ended."""
-
-    def drain(self, seconds: float) -> None:
-        """Sends what is still to be sent, for at most so long."""
-
-
-@dataclass
-class Followed:
-    """A run that a flow run follows.
-
-    Attributes:
-        session: The run.
-        reporter: What tells the user, and how far its steps are.
-        overrides: Hydra's, as they were given.
-        config_dirs: The user's own config directories.
-        cached: The steps that were found in the store before anything ran.
-        resumes: The id of a flow run that goes on with it; None for a new one.
-        interrupted: Whether the user has stopped it.
-        flow_run: What follows it; None while none is open.
-    """
-
-    session: Session
-    reporter: Progress
-    overrides: Sequence[str]
-    config_dirs: Sequence[Path]
-    cached: Sequence[str]
-    resumes: str | None = None
-    interrupted: bool = False
-    flow_run: FlowRun | None = None
-    _begun: SimpleQueue[Begun | None] = field(default_factory=SimpleQueue)
-
-    def begin(self, node: Node, future: Future[Outcome]) -> None:
-        """A step has begun, whose outcome `future` will hold."""
-        self._begun.put((node, future))
-
-    def end(self) -> None:
-        """No more steps will begin."""
-        self._begun.put(None)
-
-    def begun(self) -> Iterator[Begun]:
-        """The steps, as they begin, until no more will."""
-        return iter(self._begun.get, None)
-
-
-@dataclass
-class FollowedCatalog:
-    """A rebuild that a flow run follows, with a subflow run for each model that has something to do.
-
-    Attributes:
-        reporter: What tells the user.
-        overrides: Hydra's, as they were given.
-        models: The names of all its models.
-        config_dirs: The user's own config directories.
-        resumes: The id of a flow run that goes on with it; None for a new one.
-        rows: How it went, model by model; complete when it has ended.
-        interrupted: Whether the user has stopped it.
-        flow_run: What follows it; None while none is open.
-    """
-
-    reporter: Reporter
-    overrides: Sequence[str]
-    models: Sequence[str]
-    config_dirs: Sequence[Path]
-    resumes: str | None = None
-    rows: list[Rebuilt] = field(default_factory=list)
-    interrupted: bool = False
-    flow_run: FlowRun | None = None
-    _begun: SimpleQueue[Followed | None] = field(default_factory=SimpleQueue)
-
-    def begin(self, followed: Followed) -> None:
-        """A model has begun."""
-        self._begun.put(followed)
-
-    def end(self) -> None:
-        """No more models will begin."""
-        self._begun.put(None)
-
-    def begun(self) -> Iterator[Followed]:
-        """The models, as they begin, until no more will."""
-        return iter(self._begun.get, None)
 
 
 def run_with_prefect(
@@ -234,10 +136,10 @@ class Recording:
         self._error: Exception | None = None
         self._over = threading.Event()
         self._opens = False
-        self._is_named = prefect_server.may_be_named()
+        self._is_named = prefect_settings.may_name_server()
         try:
             if not self._is_named:
-                prefect_server.start()  # at once: while it starts, Prefect is imported
+                prefect_server.start()  # at once: it takes seconds
         except OSError as error:
             self._fail(error)
         else:
@@ -259,18 +161,16 @@ class Recording:
             EngineError: The server that the user named cannot be reached.
         """
         self._followed.end()
-        if not self._wait(SLOW_SECONDS):
+        if not self._over.wait(SLOW_SECONDS):
             self._followed.reporter.note(f"all steps are over; {self._holdup()}")
-            self._wait(RECORD_SECONDS)
-        # What the server has not heard by now it will hardly hear: nobody waits for it once more.
-        self._drain(DRAIN_SECONDS if self._is_recorded() else INTERRUPTED_SECONDS)
+            self._over.wait(RECORD_SECONDS)
         is_written = self._is_written()
         self.require_server()
         if self._error is not None:
             self._followed.reporter.note(f"the run is not recorded in Prefect: {_first_line(self._error)}")
         elif not is_written:
             what = "the last steps are not recorded in Prefect"
-            self._followed.reporter.note(f"{what}: they were not written in {DRAIN_SECONDS:g} s")
+            self._followed.reporter.note(f"{what}: they were not written in {WRITTEN_SECONDS:g} s")
         elif not self._is_recorded():
             after = f"no end after {RECORD_SECONDS:g} s"
             if self._followed.flow_run is not None:
@@ -286,28 +186,22 @@ class Recording:
             self._followed.interrupted = isinstance(error, (KeyboardInterrupt, InterruptedBuildError))
             self._followed.end()
             if self._opens:
-                self._wait(INTERRUPTED_SECONDS)
-                self._drain(INTERRUPTED_SECONDS)
+                self._over.wait(INTERRUPTED_SECONDS)
             raise
-
-    def _drain(self, seconds: float) -> None:
-        if self._followed.flow_run is not None:
-            self._followed.flow_run.drain(seconds)
 
     def _record(self) -> None:
         try:
-            from pipelines import flows
-
-            self._is_named = self._is_named and flows.names_server()
-            api = None if self._is_named else self._temporary_server()
+            api = server_api.named() if self._is_named else None
+            if api is None:
+                self._is_named, api = False, self._temporary_server()
             self._opens = True
-            flows.follow(self._followed, api)
-        except Exception as error:  # Prefect and its server have many ways to fail, and the steps need neither
+            following.follow(self._followed, api)
+        except Exception as error:  # a server has many ways to fail, and the steps need none
             self._fail(error)
         finally:
             self._over.set()
 
-    def _temporary_server(self) -> str:
+    def _temporary_server(self) -> Api:
         server = prefect_server.start()
         server.wait()
         return server.api
@@ -316,24 +210,15 @@ class Recording:
         self._error = error
         self._over.set()
 
-    def _wait(self, seconds: float) -> bool:
-        """Whether it is recorded, or will never be, within these seconds."""
-        deadline = time.monotonic() + seconds
-        while not (self._is_recorded() or self._over.wait(0.01)):
-            # Not for the flow's own end: that waits 0.9 s for its thread of heartbeats.
-            if time.monotonic() > deadline:
-                return False
-        return True
-
     def _is_recorded(self) -> bool:
-        return self._followed.flow_run is not None and self._followed.flow_run.is_final()
+        return self._followed.flow_run is not None and self._followed.flow_run.is_final
 
     def _is_written(self) -> bool:
         """False where a temporary server, which ends with this process, has not written what it heard."""
         flow_run = self._followed.flow_run
         if self._is_named or flow_run is None or not self._is_recorded():
             return True
-        return prefect_server.has_recorded(flow_run.task_runs, DRAIN_SECONDS)
+        return prefect_server.has_recorded(flow_run.task_runs, WRITTEN_SECONDS)
 
     def _holdup(self) -> str:
         if self._followed.flow_run is None and not self._is_named:

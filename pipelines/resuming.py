@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import pipelines.prefect_server  # noqa: F401 - it sets what Prefect reads on import
+import pipelines.prefect_settings  # noqa: F401 - Prefect reads them on import
 
 # isort: split
 from prefect.client.orchestration import SyncPrefectClient

@@ -19,7 +19,7 @@ from pipelines import announced
 from pipelines.announced import Announcement
 from pipelines.deployments import CPU, GPU_QUEUES, POOL
 from pipelines.errors import CannotBuildError
-from pipelines.prefect_server import may_be_named
+from pipelines.prefect_settings import name_server
 from stages import STAGES, backends
 
 if TYPE_CHECKING:
@@ -32,11 +32,8 @@ def has_queues(config: Config) -> bool:
     Raises:
         ConfigError: There is none, and `routing` asks for a queue.
     """
-    if config.runner is Runner.prefect and may_be_named():
-        from prefect.settings.context import get_current_settings
-
-        if get_current_settings().api.url:
-            return True
+    if config.runner is Runner.prefect and name_server():
+        return True
     if config.routing is Routing.queue:
         raise ConfigError(
             "routing=queue: queues are a Prefect server's, and "

@@ -5,30 +5,19 @@ Nothing of it holds a step up or fails one: what a server does not take is told 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass
-from functools import cached_property
 from threading import Event, Thread
 from typing import TYPE_CHECKING
-from uuid import UUID
-
-import pipelines.prefect_server  # noqa: F401 - it sets what Prefect reads on import
-
-# isort: split
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext
-from prefect.events import emit_event
 
 from pipelines import labels, lineage, matrix, progress
 from pipelines.execute import Outcome
+from pipelines.flow_run import FlowRun
 from pipelines.progress import Progress
 from pipelines.rebuild import Rebuilt, total
 from pipelines.reporting import summary
@@ -48,30 +37,13 @@ END_SECONDS = 5.0
 Tell = Callable[[str], None]
 
 
-def flow_run() -> FlowRun:
-    """The open flow run, of which there is one."""
-    context = FlowRunContext.get()
-    assert context is not None  # noqa: S101 - made in a flow only
-    assert context.flow_run is not None  # noqa: S101
-    return context.flow_run
+def describe(run: FlowRun, name: str, tags: Iterable[str], note: Tell) -> None:
+    """Gives a flow run a name, and tags beside those that its deployment gave it."""
+    with _optional("its name and tags", note):
+        run.rename(name, tags)
 
 
-def describe(name: str, tags: Iterable[str], note: Tell) -> None:
-    """Gives the open flow run a name, and tags beside those that its deployment gave it; others of ours are gone."""
-    run = flow_run()
-    with _optional("its name and tags", note), get_client(sync_client=True) as client:
-        client.update_flow_run(run.id, name=name, tags=sorted({*run.tags, *tags}))
-        # Not the tags: Prefect would send all of them with every event of every task run, which costs the server of a
-        # run of 14 task runs 0.2 s of processor time.
-        run.name = name
-
-
-def describe_session(session: Session, note: Tell) -> None:
-    """Gives the open flow run the name and the tags of what it builds."""
-    describe(labels.name(session), labels.tags([session]), note)
-
-
-def show_plans(session: Session, note: Tell) -> None:
+def show_plans(run: FlowRun, session: Session, note: Tell) -> None:
     """Gives Prefect the tables of each plan's report, as an artifact of the flow run, and what it was made from."""
     from pipelines.report import verb
     from pipelines.report.markdown import markdown
@@ -80,35 +52,35 @@ def show_plans(session: Session, note: Tell) -> None:
     for subject in subjects(session):
         with _optional(f"{subject.name}: its tables", note):
             found = verb.evidence(subject)
-            text = markdown(found, _report_command(session), session.store.root.absolute())
-            create_markdown_artifact(text, _key(f"plan-{subject.name}"), found.verdict[0].text)
-    for event in lineage.events(session):
-        with _optional("what its plans were made from", note):
-            emit_event(**event)
+            text = markdown(found, _report_command(run, session), session.store.root.absolute())
+            run.artifact("markdown", text, found.verdict[0].text, _key(f"plan-{subject.name}"))
+    with _optional("what its plans were made from", note):
+        for event in lineage.events(session):
+            run.emit(event)
+        run.flush()
 
 
-def show_catalog(rows: Sequence[Rebuilt], note: Tell) -> None:
+def show_catalog(run: FlowRun, rows: Sequence[Rebuilt], note: Tell) -> None:
     """Gives Prefect a rebuild's models and targets as a table, and the flow run the tags of all of them."""
     sessions = [each.session for each in rows if each.session is not None]
-    models = [each.model for each in rows]
-    describe(flow_run().name, labels.tags(sessions, models), note)
+    describe(run, run.name, labels.tags(sessions, [each.model for each in rows]), note)
     with _optional("the table of its models and targets", note):
-        create_table_artifact(matrix.table(rows), "trtforge-rebuild", total(rows))
+        run.artifact("table", json.dumps(matrix.table(rows)), total(rows), "trtforge-rebuild")
 
 
-def show_versions(changes: Sequence[Change], told: str, note: Tell) -> None:
-    """Gives Prefect the changes of versions that a watch has found as a table, and tags to the open flow run."""
+def show_versions(run: FlowRun, changes: Sequence[Change], told: str, note: Tell) -> None:
+    """Gives Prefect the changes of versions that a watch has found as a table, and tags to the flow run."""
     found = {tag for each in changes for tag in (each.architecture, f"{find(each.backend).short}-{each.after}")}
-    describe(flow_run().name, [labels.OURS, *found], note)
+    describe(run, run.name, [labels.OURS, *found], note)
     with _optional("the table of its changes", note):
-        create_table_artifact([change.document() for change in changes], "trtforge-versions", told)
+        run.artifact("table", json.dumps([change.document() for change in changes]), told, "trtforge-versions")
 
 
 @dataclass
 class _Bar:
     """The progress artifact of a step."""
 
-    artifact: UUID
+    artifact: str
     percent: float
     told: str
 
@@ -119,23 +91,24 @@ class Bars:
     A step that does not say how far it is has none. At its end the bar of a step is full, or removed where it failed.
 
     Args:
+        run: The flow run.
         steps: How far they are.
-        task_run: The task run of a step; None where it has none.
+        task_run: The id of the task run of a step; None where it has none.
         note: Told, once, what the server does not take.
     """
 
-    def __init__(self, steps: Progress, task_run: Callable[[str], UUID | None], note: Tell) -> None:
-        self._steps, self._task_run, self._note = steps, task_run, note
+    def __init__(self, run: FlowRun, steps: Progress, task_run: Callable[[str], str | None], note: Tell) -> None:
+        self._run, self._steps, self._task_run, self._note = run, steps, task_run, note
         self._bars: dict[str, _Bar] = {}
-        self._run = flow_run().id
         self._over = Event()
-        self._thread = Thread(target=copy_context().run, args=(self._watch,), daemon=True, name="progress")
+        self._thread = Thread(target=self._watch, daemon=True, name="progress")
 
-    def start(self) -> None:
+    def __enter__(self) -> Bars:
         """Begins to look."""
         self._thread.start()
+        return self
 
-    def end(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """All steps are over: brings what there is to its end."""
         self._over.set()
         self._thread.join(END_SECONDS)
@@ -146,7 +119,7 @@ class Bars:
                 self._look()
             self._look()
             for bar in self._bars.values():  # of what was interrupted
-                self._client.delete_artifact(bar.artifact)
+                self._run.remove(bar.artifact)
 
     def _look(self) -> None:
         for name, step in self._steps.steps().items():
@@ -159,12 +132,10 @@ class Bars:
     def _show(self, name: str, percent: float, told: str) -> None:
         bar = self._bars.get(name)
         if bar is None:
-            found = ArtifactCreate(
-                type="progress", description=told, data=percent, flow_run_id=self._run, task_run_id=self._task_run(name)
-            )
-            self._bars[name] = _Bar(self._client.create_artifact(found).id, percent, told)
+            made = self._run.artifact("progress", percent, told, task_run=self._task_run(name))
+            self._bars[name] = _Bar(made, percent, told)
         elif (bar.percent, bar.told) != (percent, told):
-            self._client.update_artifact(bar.artifact, ArtifactUpdate(data=percent, description=told))
+            self._run.change(bar.artifact, percent, told)
             bar.percent, bar.told = percent, told
 
     def _end(self, name: str, outcome: Outcome) -> None:
@@ -172,14 +143,9 @@ class Bars:
         if bar is None:
             return
         if outcome.done:
-            full = ArtifactUpdate(data=100.0, description=f"{name}: {summary(outcome)}")
-            self._client.update_artifact(bar.artifact, full)
+            self._run.change(bar.artifact, 100.0, f"{name}: {summary(outcome)}")
         else:
-            self._client.delete_artifact(bar.artifact)
-
-    @cached_property
-    def _client(self) -> SyncPrefectClient:
-        return get_client(sync_client=True)  # made where there is something to show
+            self._run.remove(bar.artifact)
 
 
 @contextmanager
@@ -195,9 +161,7 @@ def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _report_command(session: Session) -> str:
-    context = FlowRunContext.get()
-    directories = (context.parameters if context else None) or {}
-    given = [f"--config-dir={directory}" for directory in directories.get("config_dirs") or ()]
+def _report_command(run: FlowRun, session: Session) -> str:
+    given = [f"--config-dir={directory}" for directory in run.parameters.get("config_dirs") or ()]
     overrides = session.workshop.provenance.get("overrides")
     return shlex.join(["trtforge", "report", *given, *(overrides if isinstance(overrides, list) else ())])

@@ -18,7 +18,7 @@ from artifacts import publications
 from artifacts.store import Store
 from conf.errors import ConfigError
 from pipelines.errors import EngineError
-from pipelines.prefect_server import OFFLINE  # noqa: F401 - with it goes what Prefect reads when it is imported
+from pipelines.prefect_settings import OFFLINE  # noqa: F401 - with it goes what Prefect reads when it is imported
 from stages import backends
 from stages.wording import first_line
 

@@ -29,7 +29,7 @@ from pipelines import announced
 from pipelines.deployments import CPU, GPU_QUEUES, POOL
 from pipelines.errors import EngineError
 from pipelines.orphans import end_with
-from pipelines.prefect_server import OFFLINE
+from pipelines.prefect_settings import OFFLINE
 from stages import backends
 from stages.gpus import Gpu, Gpus, architecture
 

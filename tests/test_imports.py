@@ -22,7 +22,7 @@ HEAVY = (
     *("PIL", "datasets", "pyarrow", "matplotlib", "jinja2"),
 )
 RUNS_PREFECT = tuple(
-    f"pipelines.{name}" for name in ("deployed", "deploying", "flows", "limits", "resuming", "sending", "shown")
+    f"pipelines.{name}" for name in ("deployed", "deploying", "flows", "limits", "resuming", "sending")
 )
 
 IMPORT = """

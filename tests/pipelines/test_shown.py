@@ -36,68 +36,60 @@ progress.LONG_SECONDS, shown.LOOK_SECONDS = 0.5, 0.1
 BARS = (
     SOON
     + """
-import time
+import os, time
 from uuid import uuid4
-from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from pipelines import flow_run
 from pipelines.execute import Outcome
 from pipelines.graph import Node
 from pipelines.progress import Progress
 from pipelines.reporting import Reporter
+from pipelines.server_api import Plain
 from stages import STAGES
+
+api = Plain(os.environ["PREFECT_API_URL"])
+run = flow_run.opened(api, "trtforge-build", "bars", [], {"overrides": []})
 
 def node(name):
     return Node(name, STAGES["export"], STAGES["export"].config())
 
+def artifacts():
+    return api("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [run.id]}}})
+
 def bars():
-    own = FlowRunFilter(id=FlowRunFilterId(any_=[shown.flow_run().id]))
-    with get_client(sync_client=True) as client:
-        return sorted((each.data, each.description) for each in client.read_artifacts(flow_run_filter=own))
+    return sorted((each["data"], each["description"]) for each in artifacts())
 
-@flow
-def run():
+def goes_on():
     steps = Progress(Reporter())
-    shown_there = shown.Bars(steps, lambda name: None, print)
-    shown_there.start()
-    for name in ("goes on", "fails", "silent"):
-        steps.started(name)
-    steps.progressed("silent", "parse", None)
-    for name in ("goes on", "fails"):
-        steps.progressed(name, "calibrating", 0.25)
-    time.sleep(0.3)
-    print(bars())  # nothing is long yet
-    time.sleep(0.7)
-    print(bars())
-    steps.progressed("goes on", "calibrating", 0.5)
-    steps.finished(Outcome(node("fails"), "failed", error="no"))
-    time.sleep(0.5)
-    print(bars())
-    shown_there.end()
+    with shown.Bars(run, steps, lambda name: None, print):
+        for name in ("goes on", "fails", "silent"):
+            steps.started(name)
+        steps.progressed("silent", "parse", None)
+        for name in ("goes on", "fails"):
+            steps.progressed(name, "calibrating", 0.25)
+        time.sleep(0.3)
+        print(bars())  # nothing is long yet
+        time.sleep(0.7)
+        print(bars())
+        steps.progressed("goes on", "calibrating", 0.5)
+        steps.finished(Outcome(node("fails"), "failed", error="no"))
+        time.sleep(0.5)
+        print(bars())
     print(bars())
 
-@flow
 def refused():
     steps = Progress(Reporter())
-    shown_there = shown.Bars(steps, lambda name: None, print)
-    shown_there.start()
-    steps.started("goes on")
-    for percent in range(20):
-        steps.progressed("goes on", "calibrating", percent / 100)
-        time.sleep(0.1)
-        if percent == 10:
-            own = FlowRunFilter(id=FlowRunFilterId(any_=[shown.flow_run().id]))
-            with get_client(sync_client=True) as client:
-                (bar,) = client.read_artifacts(flow_run_filter=own)
-                client.delete_artifact(bar.id)
-    shown_there.end()
-    run, before = shown.flow_run(), shown.flow_run().id
-    run.id = uuid4()
-    shown.describe("nobody", ["a"], print)
-    run.id = before
+    with shown.Bars(run, steps, lambda name: None, print):
+        steps.started("goes on")
+        for percent in range(20):
+            steps.progressed("goes on", "calibrating", percent / 100)
+            time.sleep(0.1)
+            if percent == 10:
+                (bar,) = artifacts()
+                api("DELETE", f"/artifacts/{bar['id']}")
+    run.id = str(uuid4())
+    shown.describe(run, "nobody", ["a"], print)
 
-{"run": run, "refused": refused}[sys.argv[1]]()
+{"run": goes_on, "refused": refused}[sys.argv[1]]()
 """
 )
 
