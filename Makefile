@@ -27,7 +27,7 @@ help:
 	@echo "make matrix      real models in every precision for every target, and docs/matrix.md of it: 25 minutes"
 	@echo "make reproducibility  the matrix's plans, each built four times: how many have the same bytes: 25 minutes"
 	@echo "make bench-overhead  builds for three targets beside a plain loop over TensorRT's calls, in ratios: 10 minutes, 3 GB"
-	@echo "make bench-recording  what Prefect costs a build, with a lasting and with a temporary server: 5 minutes"
+	@echo "make bench-recording  what Prefect costs a build, with a lasting and with a temporary server: 7 minutes"
 	@echo "make bench-scale  200 models for four targets through a Prefect server and workers that are killed: an hour"
 	@echo "make test-modelopt   the tests that need modelopt"
 	@echo "make test-browser    the report's pages, and Prefect's of builds, in Chromium, pictures in build/screenshots"

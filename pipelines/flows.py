@@ -264,6 +264,12 @@ def _describe_session(session: Session, reporter: Reporter) -> None:
     _describe(labels.name(session), labels.tags([session]), reporter)
 
 
+def _show_plans(session: Session, reporter: Reporter) -> None:
+    run = _here()
+    shown.show_plans(run, session, reporter.note, set())
+    shown.show_sources(run, session, reporter.note)
+
+
 def _update(overrides: Sequence[str], config_dirs: Sequence[Path], reporter: Reporter) -> State[Any]:
     ran: list[Session] = []
 
@@ -274,7 +280,7 @@ def _update(overrides: Sequence[str], config_dirs: Sequence[Path], reporter: Rep
 
     session = update(overrides, config_dirs, reporter, Event(), run)
     if ran:
-        shown.show_plans(_here(), session, reporter.note)
+        _show_plans(session, reporter)
     else:
         _describe_session(session, reporter)
         _TaskRuns(list(session.outcomes), Progress(reporter)).wait()
@@ -295,7 +301,7 @@ def _run_as_subflow(
 def _run(session: Session, reporter: Reporter) -> State[Any]:
     _describe_session(session, reporter)
     _run_steps(session, reporter)
-    shown.show_plans(_here(), session, reporter.note)
+    _show_plans(session, reporter)
     return _state(following.verdict(session))
 
 

@@ -172,41 +172,63 @@ def name_of_cached(cached: Sequence[str]) -> str:
 
 
 def _follow(followed: Followed, api: Api, parent: FlowRun | None = None) -> None:
-    session = followed.session
-    parameters = _parameters(followed)
-    run = _open(followed, api, BUILD, labels.name(session), labels.tags([session]), parameters, parent)
-    task_runs: dict[str, TaskRun] = {}
-
-    def task_run(name: str) -> str | None:
-        return task_runs[name].id if name in task_runs else None
-
+    name, tags = labels.name(followed.session), labels.tags([followed.session])
+    run = _open(followed, api, BUILD, name, tags, _parameters(followed), parent)
     with run.beating():
-        if followed.cached:
-            task_runs["cached"] = run.begin(name_of_cached(followed.cached))
-            run.end(task_runs["cached"], State("COMPLETED", ", ".join(followed.cached), "Cached"))
-        with shown.Bars(run, followed.reporter, task_run, followed.reporter.note):
-            _follow_steps(followed, run, task_runs)
-        if not followed.interrupted:
-            shown.show_plans(run, session, followed.reporter.note)
-        run.close(INTERRUPTED if followed.interrupted else verdict(session))
+        _Steps(followed, run).follow()
+        if followed.interrupted:
+            run.close(INTERRUPTED)
+        else:
+            shown.show_sources(run, followed.session, followed.reporter.note)
+            run.close(verdict(followed.session))
 
 
-def _follow_steps(followed: Followed, run: FlowRun, task_runs: dict[str, TaskRun]) -> None:
-    flushed = time.monotonic()
-    for moment in followed.moments():
-        if moment is not None:
-            name = moment.node.id
-            if moment.has_ended:
-                run.end(task_runs[name], _end_of(moment.future), moment.at)
-            else:
-                after = [task_runs[each].id for each in moment.node.before if each in task_runs]
-                task_runs[name] = run.begin(name, moment.at, after)
-        if time.monotonic() - flushed >= FLUSH_SECONDS:
-            run.flush()
-            flushed = time.monotonic()
-    for task_run in task_runs.values():
-        if task_run.state is not None and task_run.state.type not in flow_run.FINAL:
-            run.end(task_run, INTERRUPTED)  # a step that did not end in good order
+class _Steps:
+    """The task runs and the tables of an open flow run, while the steps that it follows run.
+
+    Args:
+        followed: The steps.
+        run: The flow run.
+    """
+
+    def __init__(self, followed: Followed, run: FlowRun) -> None:
+        self._followed, self._run = followed, run
+        self._task_runs: dict[str, TaskRun] = {}
+        self._with_tables: set[str] = set()
+        self._flushed = time.monotonic()
+
+    def follow(self) -> None:
+        """Follows them until all are over."""
+        if self._followed.cached:
+            self._task_runs["cached"] = self._run.begin(name_of_cached(self._followed.cached))
+            self._run.end(self._task_runs["cached"], State("COMPLETED", ", ".join(self._followed.cached), "Cached"))
+        with shown.Bars(self._run, self._followed.reporter, self._id, self._followed.reporter.note):
+            for moment in self._followed.moments():
+                if moment is not None:
+                    self._take(moment)
+                if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+                    self._run.flush()
+                    self._flushed = time.monotonic()
+        for task_run in self._task_runs.values():
+            if task_run.state is not None and task_run.state.type not in flow_run.FINAL:
+                self._run.end(task_run, INTERRUPTED)  # a step that did not end in good order
+        if not self._followed.interrupted:
+            self._show_plans()  # of targets whose last steps were skipped
+
+    def _take(self, moment: _Moment) -> None:
+        name = moment.node.id
+        if moment.has_ended:
+            self._run.end(self._task_runs[name], _end_of(moment.future), moment.at)
+            self._show_plans()  # while other steps run: the first takes 0.1 s, each other one 0.03 s
+        else:
+            after = [self._task_runs[each].id for each in moment.node.before if each in self._task_runs]
+            self._task_runs[name] = self._run.begin(name, moment.at, after)
+
+    def _show_plans(self) -> None:
+        shown.show_plans(self._run, self._followed.session, self._followed.reporter.note, self._with_tables)
+
+    def _id(self, name: str) -> str | None:
+        return self._task_runs[name].id if name in self._task_runs else None
 
 
 def _end_of(future: Future[Outcome]) -> State:

@@ -22,6 +22,7 @@ from pipelines.progress import Progress
 from pipelines.rebuild import Rebuilt, total
 from pipelines.reporting import summary
 from pipelines.session import Session
+from pipelines.targets import BuildTarget
 from stages.backends import find
 from stages.wording import first_line
 
@@ -43,17 +44,34 @@ def describe(run: FlowRun, name: str, tags: Iterable[str], note: Tell) -> None:
         run.rename(name, tags)
 
 
-def show_plans(run: FlowRun, session: Session, note: Tell) -> None:
-    """Gives Prefect the tables of each plan's report, as an artifact of the flow run, and what it was made from."""
+def show_plans(run: FlowRun, session: Session, note: Tell, already: set[str]) -> None:
+    """Gives Prefect the tables of the report of each plan whose steps are all over, as an artifact of the flow run.
+
+    Args:
+        run: The flow run.
+        session: What it runs.
+        note: Told what the server does not take.
+        already: The names of the targets that are left out; those of the shown ones are added.
+    """
+    over = [target for target in session.targets if target.name not in already and _is_over(session, target)]
+    if not over:
+        return
     from pipelines.report import verb
     from pipelines.report.markdown import markdown
     from pipelines.report.subject import subjects
 
+    already |= {target.name for target in over}
     for subject in subjects(session):
+        if subject.target not in over:
+            continue
         with _optional(f"{subject.name}: its tables", note):
             found = verb.evidence(subject)
             text = markdown(found, _report_command(run, session), session.store.root.absolute())
             run.artifact("markdown", text, found.verdict[0].text, _key(f"plan-{subject.name}"))
+
+
+def show_sources(run: FlowRun, session: Session, note: Tell) -> None:
+    """Gives Prefect what the plans that were built were made from."""
     with _optional("what its plans were made from", note):
         for event in lineage.events(session):
             run.emit(event)
@@ -154,6 +172,11 @@ def _optional(what: str, note: Tell) -> Iterator[None]:
         yield
     except Exception as error:  # a server has many ways to fail, and the plans are built without it
         note(f"Prefect was not shown {what}: {first_line(error)}")
+
+
+def _is_over(session: Session, target: BuildTarget) -> bool:
+    own = [session.outcomes[node.id] for node in session.nodes if node.target == target]
+    return all(outcome.state not in ("missing", "waiting") for outcome in own)
 
 
 def _key(name: str) -> str:
