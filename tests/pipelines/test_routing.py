@@ -28,7 +28,7 @@ def plan(remote, monkeypatch):
     """What planning says of `targets=[h100] backend=tensorrt`, where these workers have announced themselves."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    monkeypatch.setattr(routing, "may_be_named", lambda: True)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
 
     def planned(*workers: Announcement, alive=None, overrides=("backend=tensorrt", "targets=[h100]"), shared=True):
         for worker in workers:
@@ -148,8 +148,9 @@ def test_what_another_release_has_announced_otherwise_is_passed_over(remote, h10
 
 
 @pytest.mark.parametrize("runner", ["local", "prefect"])
-def test_a_queue_that_is_asked_for_needs_a_server_and_a_runner_that_uses_it(runner, monkeypatch):
-    monkeypatch.setattr(routing, "may_be_named", lambda: runner == "local")
+def test_a_queue_that_is_asked_for_needs_a_server_and_a_runner_that_uses_it(runner, monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api" if runner == "local" else "")
     with pytest.raises(ConfigError, match="routing=queue"):
         targets.resolve(compose(["routing=queue", f"runner={runner}"]))
 
