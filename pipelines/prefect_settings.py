@@ -39,7 +39,7 @@ for _name, _value in OFFLINE.items():
 _CLIENTS = ("PREFECT_API_", "PREFECT_CLIENT_", "PREFECT_CLOUD_")
 """How the settings begin that say how a server is asked."""
 
-_PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 _FILES = {
     Path(".env"): ("PREFECT_",),
@@ -80,7 +80,7 @@ def plain_url() -> str | None:
 
     A variable counts for more than a file, and every file for more than the profile.
     """
-    if any(os.environ.get(name) for name in _PROXIES) or any(_holds(path, words) for path, words in _FILES.items()):
+    if any(os.environ.get(name) for name in PROXIES) or any(_holds(path, words) for path, words in _FILES.items()):
         return None
     profile = _active_profile()
     if profile is None:

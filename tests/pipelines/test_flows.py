@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.store import Store
+from pipelines.prefect_settings import PROXIES
 from tests.pipelines.conftest import Forge, prefect_server
 from tests.pipelines.test_rebuild import DIGITS, states, write_catalog
 
@@ -122,7 +123,8 @@ def test_a_build_is_recorded_without_prefects_import(tmp_path, server):
     refuse = tmp_path / "refuse"
     refuse.mkdir()
     (refuse / "sitecustomize.py").write_text(WITHOUT_PREFECT)
-    forge = Forge(tmp_path, {"PREFECT_API_URL": server, "PYTHONPATH": str(refuse)})
+    direct = dict.fromkeys(PROXIES, "")
+    forge = Forge(tmp_path, {"PREFECT_API_URL": server, "PYTHONPATH": str(refuse), **direct})
     assert "Prefect is imported" in forge("deploy").err
     ran = forge("build", f"store.root={forge.store}", "flow=export")
     assert (ran.code, "not recorded" in ran.err) == (0, False), ran.err

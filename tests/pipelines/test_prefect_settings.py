@@ -18,8 +18,14 @@ PROFILE = f'active = "office"\n[profiles.office]\nPREFECT_API_URL = "{OFFICE}"\n
 def nobody_named_one(tmp_path, monkeypatch):
     """A working directory and a home of Prefect in which nothing names a server."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.delenv("PREFECT_PROFILES_PATH", raising=False)
+    for name in (
+        "PREFECT_API_URL",
+        "PREFECT_API_KEY",
+        "PREFECT_PROFILE",
+        "PREFECT_PROFILES_PATH",
+        *prefect_settings.PROXIES,
+    ):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "pyproject.toml").write_text("[tool.ruff]\n")

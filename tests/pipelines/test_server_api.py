@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pipelines import server_api
+from pipelines.prefect_settings import PROXIES
 from pipelines.server_api import Patient, Plain, Prefects, RefusedError
 
 
@@ -100,6 +101,8 @@ def test_a_server_that_wants_more_than_http_is_asked_by_prefects_client(web, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.setenv("PREFECT_API_URL", web.url)
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
     web.answers += [answer]
     assert isinstance(server_api.named(), Plain if plain else Prefects)
     assert [asked[:2] for asked in web.asked] == [("GET", "/api/csrf-token?client=trtforge")]
