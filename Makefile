@@ -13,7 +13,7 @@ DEMO_STORE ?= .trtforge
 help:
 	@echo "make demo        a trained model to validated plans for three GPUs, on this machine"
 	@echo "make test        the tests; make test-torch those that need torch"
-	@echo "make test-prefect  those that need a Prefect server, which they start: 3 minutes"
+	@echo "make test-prefect  those that need a Prefect server, which they start: 4 minutes"
 	@echo "make test-serial those that measure time, one after the other: 2 minutes"
 	@echo "make bindings    TensorRT's Python bindings of four versions, which tests hold our calls against: 5 MB"
 	@echo "make faults      a build is killed, and meets a broken disk, at every file operation in turn: some minutes"
