@@ -208,7 +208,9 @@ class FlowRun:
         """Ends a task run."""
         self._enter(task_run, state, at or _now())
         level = logging.ERROR if state.type == "FAILED" else logging.INFO
-        self.log(f"{task_run.name}: {state.message or state.type.lower()}", level, task_run.id)
+        where = f"{task_run.name}: "  # with which errors begin
+        line = state.message if state.message.startswith(where) else where + (state.message or state.type.lower())
+        self.log(line, level, task_run.id)
 
     def log(self, line: str, level: int = logging.INFO, task_run: str | None = None) -> None:
         """Takes a line of its log."""

@@ -67,6 +67,25 @@ def test_a_task_run_has_the_times_at_which_its_step_began_and_ended(api, server)
     assert states[0]["run_count"] == states[0]["flow_run_run_count"] == 1
 
 
+def test_the_log_of_a_run_says_how_each_step_ended_and_names_it_once(api, server):
+    run = flow_run.opened(api, FLOW, "digits-export", [], GIVEN)
+    for name, state in (
+        ("export", State("COMPLETED", "built in 0.5 s: key")),
+        ("surgery", State("FAILED", "surgery: stopped after its time limit of 0.01 s")),
+        ("validate", State("CANCELLED")),
+    ):
+        run.end(run.begin(name), state)
+    run.close(State("FAILED", "not up to date: surgery"))
+    lines = ask(server, "logs/filter", logs={"flow_run_id": {"any_": [run.id]}}, sort="TIMESTAMP_ASC")
+    assert [(line["level"], line["message"]) for line in lines] == [
+        (20, "trtforge runs digits-export"),
+        (20, "export: built in 0.5 s: key"),
+        (40, "surgery: stopped after its time limit of 0.01 s"),
+        (20, "validate: cancelled"),
+        (40, "not up to date: surgery"),
+    ]
+
+
 def test_a_run_that_goes_on_is_the_same_run_for_the_second_time(api, server):
     run = flow_run.opened(api, FLOW, "digits-export", [], GIVEN)
     run.close(State("FAILED", "not up to date: surgery"))
