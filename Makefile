@@ -62,7 +62,7 @@ test: setup bindings
 	$(KEPT_BYTECODE) $(BIN)/pytest -n 2 --dist loadgroup \
 		-m "not (torch or modelopt or serial or faults or big or e2e or browser or prefect or chaos)"
 
-test-prefect: setup
+test-prefect: setup bindings
 	$(KEPT_BYTECODE) $(BIN)/pytest -m "prefect and not (serial or torch or e2e or chaos)"
 
 test-serial: setup

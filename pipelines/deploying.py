@@ -42,6 +42,7 @@ from pipelines.changes import Change
 from pipelines.deployed import Made, automation_of, fields_of, now_of, put, shipped_flows, told
 from pipelines.deployments import NIGHTLY, POOL, TIMEZONE, Deployments, parsed, read, written
 from pipelines.errors import EngineError
+from pipelines.flow_run import HEARTBEAT
 from stages.wording import first_line
 
 ZOMBIES = "trtforge: runs without heartbeats are Crashed"
@@ -270,7 +271,6 @@ def _zombies(client: SyncPrefectClient, wanted: Deployments) -> list[Change]:
     if wanted.crashed_after_seconds is None:
         return []
     told_so = f"no heartbeat for {wanted.crashed_after_seconds} s: its process died"
-    heartbeat = "prefect.flow-run.heartbeat"
     # A worker that dies while it starts a run leaves it Pending for ever: of eight killed at random three did.
     begun = {f"prefect.flow-run.{state}" for state in ("Pending", "Submitting", "Running")}
     ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -278,8 +278,8 @@ def _zombies(client: SyncPrefectClient, wanted: Deployments) -> list[Change]:
     made = AutomationCore(
         name=ZOMBIES,
         trigger=EventTrigger(
-            after={heartbeat, *begun},
-            expect={heartbeat, *ended, *waits},
+            after={HEARTBEAT, *begun},
+            expect={HEARTBEAT, *ended, *waits},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             # By the flow's name: heartbeats have the tags that a run began with, those of the command line's none.
             match_related={"prefect.resource.role": "flow", "prefect.resource.name": f"{POOL}-*"},

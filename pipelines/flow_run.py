@@ -41,6 +41,16 @@ class State:
     message: str = ""
     name: str = ""
 
+    @property
+    def line(self) -> str:
+        """What a log says of it."""
+        return self.message or self.type.lower()
+
+    @property
+    def level(self) -> int:
+        """How loud."""
+        return logging.ERROR if self.type == "FAILED" else logging.INFO
+
     def document(self) -> Json:
         """As a server takes it."""
         return {"type": self.type, "name": self.name or self.type.capitalize(), "message": self.message}
@@ -123,7 +133,7 @@ class FlowRun:
         flow: The name of its flow: `trtforge-build`.
         flow_id: The id of that.
         name: Its own name.
-        tags: Its tags.
+        tags: Those that it began with.
         parameters: What the flow was called with.
         deployment: The id of the deployment that it is of, if it is of one.
         run_count: The how-manieth time it runs.
@@ -194,8 +204,8 @@ class FlowRun:
 
     def emit(self, event: Json) -> None:
         """Takes an event that is about something which this run has made."""
-        now = {"id": str(uuid4()), "occurred": _now().isoformat()}
-        self._events.append({**now, **event, "related": [*event.get("related", ()), *self._related()]})
+        related = [*event.get("related", ()), _resource("flow-run", self.id, self.name), *self._above()]
+        self._events.append({**_stamp(), **event, "related": related})
 
     def begin(self, name: str, at: datetime | None = None, after: Iterable[str] = ()) -> TaskRun:
         """Begins a task run, which runs since `at`, and waited for those with the ids `after`."""
@@ -207,10 +217,8 @@ class FlowRun:
     def end(self, task_run: TaskRun, state: State, at: datetime | None = None) -> None:
         """Ends a task run."""
         self._enter(task_run, state, at or _now())
-        level = logging.ERROR if state.type == "FAILED" else logging.INFO
         where = f"{task_run.name}: "  # with which errors begin
-        line = state.message if state.message.startswith(where) else where + (state.message or state.type.lower())
-        self.log(line, level, task_run.id)
+        self.log(where + state.line.removeprefix(where), state.level, task_run.id)
 
     def log(self, line: str, level: int = logging.INFO, task_run: str | None = None) -> None:
         """Takes a line of its log."""
@@ -238,7 +246,7 @@ class FlowRun:
             ConnectionError: The server does not answer.
             RefusedError: It does not take it.
         """
-        self.log(state.message or state.type.lower(), logging.ERROR if state.type == "FAILED" else logging.INFO)
+        self.log(state.line, state.level)
         self.flush()
         self._set(state)
         self.is_final = True
@@ -257,30 +265,19 @@ class FlowRun:
     def _beat(self, over: Event) -> None:
         while not self.is_final:
             about = {"prefect.resource.id": f"prefect.flow-run.{self.id}", "prefect.resource.name": self.name}
-            event = {"id": str(uuid4()), "occurred": _now().isoformat(), "event": HEARTBEAT, "resource": about}
+            event = {**_stamp(), "event": HEARTBEAT, "resource": about, "related": self._above()}
             with suppress(ConnectionError, RefusedError):  # it lives, whoever hears it
-                self.api("POST", "/events", [{**event, "related": self._related()[1:]}])
+                self.api("POST", "/events", [event])
             if over.wait(prefect_settings.heartbeat_seconds()):
                 return
 
     def _enter(self, task_run: TaskRun, state: State, at: datetime) -> None:
-        event = task_run.enter(state, at, f"{self.flow}.step", self.run_count)
-        self._events.append({**event, "related": self._related()})
+        self.emit(task_run.enter(state, at, f"{self.flow}.step", self.run_count))
 
-    def _related(self) -> list[dict[str, str]]:
-        found = [
-            ("flow-run", self.id, self.name),
-            ("flow", self.flow_id, self.flow),
-            *([("deployment", self.deployment, "")] if self.deployment else []),
-        ]
-        return [
-            {
-                "prefect.resource.id": f"prefect.{kind}.{name}",
-                "prefect.resource.role": kind,
-                "prefect.resource.name": told,
-            }
-            for kind, name, told in found
-        ]
+    def _above(self) -> list[Json]:
+        """What it is a run of."""
+        deployment = [_resource("deployment", self.deployment, "")] if self.deployment else []
+        return [_resource("flow", self.flow_id, self.flow), *deployment]
 
     def _set(self, state: State, force: bool = False) -> None:
         answer = self.api("POST", f"/flow_runs/{self.id}/set_state", {"state": state.document(), "force": force})
@@ -326,6 +323,18 @@ def reopened(api: Api, run_id: str, flow: str) -> FlowRun:
     run.run_count = found["run_count"] + 1
     run.log(f"trtforge resumes {run.name}")
     return run
+
+
+def _resource(kind: str, name: str, told: str) -> Json:
+    return {
+        "prefect.resource.id": f"prefect.{kind}.{name}",
+        "prefect.resource.role": kind,
+        "prefect.resource.name": told,
+    }
+
+
+def _stamp() -> Json:
+    return {"id": str(uuid4()), "occurred": _now().isoformat()}
 
 
 def _now() -> datetime:

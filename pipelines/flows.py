@@ -266,7 +266,7 @@ def _describe_session(session: Session, reporter: Reporter) -> None:
 
 def _show_plans(session: Session, reporter: Reporter) -> None:
     run = _here()
-    shown.show_plans(run, session, reporter.note, set())
+    shown.Plans(run, session, reporter.note).show()
     shown.show_sources(run, session, reporter.note)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.errors import EngineError
+from pipelines.flow_run import FINAL
 from pipelines.prefect_settings import STARTUP_LIMIT
 from pipelines.server_api import Plain
 
@@ -33,8 +34,6 @@ _EPHEMERAL = {
     # Why it does not start is in its log, which goes to a file.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
 }
-
-_FINAL = ["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]
 
 _HOST = "127.0.0.1"
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception): ")
@@ -88,7 +87,7 @@ class TemporaryServer:
 
     def has_recorded(self, task_runs: Sequence[str], seconds: float) -> bool:
         """Whether it has written within so many seconds that these have ended."""
-        asked = {"task_runs": {"id": {"any_": list(task_runs)}, "state": {"type": {"any_": _FINAL}}}}
+        asked = {"task_runs": {"id": {"any_": list(task_runs)}, "state": {"type": {"any_": FINAL}}}}
         deadline = time.monotonic() + seconds
         try:
             while (left := deadline - time.monotonic()) > 0:

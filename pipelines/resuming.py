@@ -31,12 +31,11 @@ from prefect.states import Completed, Crashed, Scheduled
 from conf.errors import ConfigError
 from pipelines.deploying import server
 from pipelines.deployments import CRASHED_AFTER_SECONDS
+from pipelines.flow_run import HEARTBEAT
+from pipelines.following import BUILD, REBUILD
 
 OURS = "trtforge-"
 """How the names of our flows begin."""
-
-RUN_HERE = ("trtforge-build", "trtforge-rebuild")
-"""The flows that the command line has runs of: `trtforge refit` is a build with other weights."""
 
 _LOOKED_AT = 200
 """So many runs, the latest, are looked at for a beginning of an id; the server gives no more at once."""
@@ -122,7 +121,7 @@ def resume(wanted: str, now: datetime | None = None) -> Resumed:
             _end_parts(client, run)
             client.set_flow_run_state(run.id, Scheduled(message="trtforge resume"), force=True)
             return replace(found, next="queued")
-        if flow not in RUN_HERE:
+        if flow not in (BUILD, REBUILD):
             raise ConfigError(
                 f"{_told(run)}, and {flow} has no deployment to run it", f"trtforge {flow.removeprefix(OURS)} …"
             )
@@ -234,7 +233,7 @@ def _dead_after_seconds() -> float:
 def _last_heartbeat(client: SyncPrefectClient, run: FlowRun, now: datetime) -> datetime | None:
     wanted = {
         "occurred": {"until": now.isoformat()},
-        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "event": {"name": [HEARTBEAT]},
         "resource": {"id": [f"prefect.flow-run.{run.id}"]},
     }
     found = client.request("POST", "/events/filter", json={"filter": wanted, "limit": 1})  # the latest first

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+from artifacts.record import Record
 from pipelines import labels, lineage, matrix, progress
 from pipelines.execute import Outcome
 from pipelines.flow_run import FlowRun
@@ -44,30 +46,43 @@ def describe(run: FlowRun, name: str, tags: Iterable[str], note: Tell) -> None:
         run.rename(name, tags)
 
 
-def show_plans(run: FlowRun, session: Session, note: Tell, already: set[str]) -> None:
-    """Gives Prefect the tables of the report of each plan whose steps are all over, as an artifact of the flow run.
+class Plans:
+    """Gives Prefect the tables of each plan's report, as an artifact of a flow run.
 
     Args:
         run: The flow run.
         session: What it runs.
         note: Told what the server does not take.
-        already: The names of the targets that are left out; those of the shown ones are added.
     """
-    over = [target for target in session.targets if target.name not in already and _is_over(session, target)]
-    if not over:
-        return
-    from pipelines.report import verb
-    from pipelines.report.markdown import markdown
-    from pipelines.report.subject import subjects
 
-    already |= {target.name for target in over}
-    for subject in subjects(session):
-        if subject.target not in over:
-            continue
-        with _optional(f"{subject.name}: its tables", note):
-            found = verb.evidence(subject)
-            text = markdown(found, _report_command(run, session), session.store.root.absolute())
-            run.artifact("markdown", text, found.verdict[0].text, _key(f"plan-{subject.name}"))
+    def __init__(self, run: FlowRun, session: Session, note: Tell) -> None:
+        self._run, self._session, self._note = run, session, note
+        self._shown: set[str] = set()
+
+    def show(self) -> None:
+        """Shows those whose steps are all over, and that were not shown before."""
+        session = self._session
+        over = [target for target in session.targets if target.name not in self._shown and _is_over(session, target)]
+        if not over:
+            return
+        from pipelines.report import verb
+        from pipelines.report.markdown import markdown
+        from pipelines.report.subject import subjects
+
+        self._shown |= {target.name for target in over}
+        for subject in subjects(session, self._timings):
+            if subject.target not in over:
+                continue
+            with _optional(f"{subject.name}: its tables", self._note):
+                found = verb.evidence(subject)
+                text = markdown(found, _report_command(self._run, session), session.store.root.absolute())
+                self._run.artifact("markdown", text, found.verdict[0].text, _key(f"plan-{subject.name}"))
+
+    @cached_property
+    def _timings(self) -> Sequence[Record]:
+        from pipelines.report.subject import timings
+
+        return timings(self._session)  # once, for it looks at every record of the store
 
 
 def show_sources(run: FlowRun, session: Session, note: Tell) -> None:

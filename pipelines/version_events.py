@@ -18,7 +18,8 @@ from artifacts import publications
 from artifacts.store import Store
 from conf.errors import ConfigError
 from pipelines.errors import EngineError
-from pipelines.prefect_settings import OFFLINE  # noqa: F401 - with it goes what Prefect reads when it is imported
+from pipelines.prefect_settings import name_server
+from pipelines.server_api import Prefects
 from stages import backends
 from stages.wording import first_line
 
@@ -87,9 +88,7 @@ def _event(store: Store, change: Change) -> dict[str, Any]:
 
 
 def _require_api() -> None:
-    from prefect.settings.context import get_current_settings
-
-    if not get_current_settings().api.url:
+    if not name_server():
         raise ConfigError(
             "--emit: no API of Prefect's is configured, so that there is nobody to tell",
             "name the server: PREFECT_API_URL=http://HOST:4200/api, or leave out --emit",
@@ -98,11 +97,8 @@ def _require_api() -> None:
 
 def _post(event: Mapping[str, Any]) -> None:
     """Hands an event to Prefect's API, which answers when it has it: `emit_event` returns before that."""
-    from prefect.client.orchestration import get_client
-
     try:
-        with get_client(sync_client=True) as client:
-            client.request("POST", "/events", json=[event]).raise_for_status()
+        Prefects()("POST", "/events", [event])
     except Exception as error:  # a server has many ways to fail
         raise EngineError(
             f"Prefect does not take the event {EVENT}: {first_line(error)}",

@@ -91,10 +91,15 @@ class Subject:
         return dict(json.loads(self.path(record, output).read_text(encoding="utf-8")))
 
 
-def subjects(session: Session) -> list[Subject]:
-    """The plans of a run that are built, target by target."""
+def subjects(session: Session, timed: Sequence[Record] | None = None) -> list[Subject]:
+    """The plans of a run that are built, target by target.
+
+    Args:
+        session: The run.
+        timed: Its `timings`, where they have been read.
+    """
     built = [(target, plan) for target in session.targets if (plan := session.plan(target)) and plan.record]
-    found = timings(session) if built else []
+    found = timed if timed is not None else timings(session) if built else []
     return [Subject(session, target, plan, plan.record, found) for target, plan in built if plan.record]
 
 

@@ -100,6 +100,7 @@ def refit(overrides: Sequence[str], config_dirs: Sequence[Path], weights: Path, 
 def resume(run: str, quiet: bool, as_json: bool) -> Exit:
     """Go on with RUN, a flow run that crashed, failed or was cancelled: its id, the beginning of it, or its name."""
     from pipelines import resuming
+    from pipelines.following import REBUILD
 
     found = resuming.resume(run)
     told: dict[str, Any] = {"resumed": found.document()}
@@ -109,7 +110,7 @@ def resume(run: str, quiet: bool, as_json: bool) -> Exit:
         if as_json:
             print(json.dumps({"ok": True, **told}, indent=1))
         return Exit.DONE
-    if found.flow == "trtforge-rebuild":
+    if found.flow == REBUILD:
         from pipelines import rebuild as catalog
 
         directories, parameters = found.config_dirs, found.parameters

@@ -68,8 +68,8 @@ def test_prefects_settings_for_telemetry_are_off_unless_the_user_has_set_them():
         ({"PREFECT_API_URL": "http://other/api"}, PROFILE, "http://other/api"),
         (
             {"PREFECT_PROFILE": "home"},
-            PROFILE + '[profiles.home]\nPREFECT_API_URL = "http://home/api"\n',
-            "http://home/api",
+            PROFILE + '[profiles.home]\nPREFECT_API_URL = "http://house/api"\n',
+            "http://house/api",
         ),
         ({"PREFECT_API_KEY": ""}, PROFILE, OFFICE),
         ({"PREFECT_LOGGING_LEVEL": "DEBUG"}, PROFILE + 'PREFECT_DEFAULT_WORK_POOL_NAME = "mine"\n', OFFICE),
